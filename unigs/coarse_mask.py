@@ -1,7 +1,7 @@
 """Coarse masks: the rough region, around boxes or masks, in which the model has to paint or to look.
 
-Algorithm 1 of the supplementary, corrected: the left side runs from the bottom corner to the top one (as printed it folds
-back), and True is the region of interest in both branches. The mask of several entities is the union of one mask each.
+Algorithm 1 of the supplementary, corrected: the left side runs from the bottom corner to the top one (as printed it
+folds back), and True is the region of interest in both branches. The mask of several entities is the union of one each.
 """
 
 import logging
@@ -38,8 +38,8 @@ def coarse_mask(
         boxes: (N, 4) xyxy pixels, half-open. Fractions are rounded outwards, parts outside the picture are cut off.
             Not looked at when `kind` is "full".
         size: (H, W) of the picture in pixels.
-        kind: "curve" (a jittered blob whose sides bulge towards the extended box), "box" (the extended box), "mixed" (one
-            of the two for each box, at equal odds), "full" (everything).
+        kind: "curve" (a jittered blob whose sides bulge towards the extended box), "box" (the extended box), "mixed"
+            (one of the two for each box, at equal odds), "full" (everything).
         seed: the same seed gives the same mask; a generator is advanced.
         extended_boxes: (N, 4), each around its box; by default drawn from `seed`: every side moves outwards by a random
             whole number of pixels, at most 0.4 of the way to the border.
@@ -50,9 +50,9 @@ def coarse_mask(
     Raises:
         ValueError: for a wrong shape, and for a box that is not finite, inverted or outside the picture (it is named).
 
-    Source: supplementary of the paper, algorithm 1. Its rule to leave out a point whose x or y was seen before on the same
-    curve is not followed: the curves are symmetric, so the rule hangs on the last bit of floating point (IoU with and
-    without it 0.99, but 0.94 where rounding happens to be exact).
+    Source: supplementary of the paper, algorithm 1. Its rule to leave out a point whose x or y was seen before on the
+    same curve is not followed: the curves are symmetric, so the rule hangs on the last bit of floating point (median
+    IoU with and without it 0.99, but 0.94 where rounding happens to be exact).
     """
     height, width = _check_size(size)
     if kind not in get_args(Kind):
@@ -63,10 +63,13 @@ def coarse_mask(
     inner = _check_boxes(boxes, height, width, "box")
     if len(inner) == 0:
         raise ValueError("a coarse mask needs at least one box, got none; use kind='full' to select the whole picture")
-    outer = _extend(inner, height, width, rng) if extended_boxes is None else _check_extended(extended_boxes, inner, height, width)
+    if extended_boxes is None:
+        outer = _extend(inner, height, width, rng)
+    else:
+        outer = _check_extended(extended_boxes, inner, height, width)
 
     mask = np.zeros((height, width), bool)
-    for box, extended in zip(inner.tolist(), outer.tolist()):
+    for box, extended in zip(inner.tolist(), outer.tolist(), strict=True):
         if kind == "curve" or (kind == "mixed" and rng.random() < CURVE_PROBABILITY):
             mask |= _curve_blob(box, extended, height, width, rng)
         else:
@@ -107,20 +110,20 @@ def coarse_mask_of_masks(
 
 
 def as_masks(masks: Any) -> np.ndarray:
-    """`masks` (a numpy array, a torch tensor, or a list of (H, W) ones) as an (N, H, W) bool array, without a copy if possible.
+    """`masks` (a numpy array, a torch tensor, or a list of (H, W) ones) as one (N, H, W) bool array.
 
     Raises ValueError unless the dtype is bool and every mask has the same size.
     """
     if isinstance(masks, Sequence):
         if len(masks) == 0:
-            raise ValueError("got an empty list of masks, whose size is unknown: pass an array of shape (0, H, W) instead")
+            raise ValueError("got an empty list of masks, whose size is unknown: pass an array of shape (0, H, W)")
         rows = [_as_numpy(mask) for mask in masks]
         if len({row.shape for row in rows}) > 1:
             raise ValueError(f"masks must have one size, got {sorted({row.shape for row in rows})}")
         masks = np.stack(rows)
     masks = _as_numpy(masks)
     if masks.dtype != bool:
-        raise ValueError(f"masks must be bool, got {masks.dtype}: compare them with a threshold first, like `masks > 0.5`")
+        raise ValueError(f"masks must be bool, got {masks.dtype}: compare them with a threshold, like `masks > 0.5`")
     if masks.ndim != 3:
         raise ValueError(f"masks must have shape (N, H, W), got {masks.shape}")
     if masks.shape[1] == 0 or masks.shape[2] == 0:
@@ -170,7 +173,7 @@ def _curve_blob(box: list[int], extended: list[int], height: int, width: int, rn
     canvas = Image.new("L", (width, height))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], fill=1)
     blob = np.asarray(canvas).astype(bool)
-    # In a box hardly larger than the jitter the polygon may collapse or miss the entity: then the box itself counts too.
+    # In a box hardly larger than the jitter the polygon may collapse or miss the entity: then the box counts too.
     inside = blob[y1:y2, x1:x2]
     if 2 * np.count_nonzero(inside) < inside.size:
         inside[:] = True
@@ -196,7 +199,7 @@ def _check_boxes(boxes: Any, height: int, width: int, name: str) -> np.ndarray:
     if values.size == 0:
         return np.zeros((0, 4), np.int64)
     if values.ndim != 2 or values.shape[1] != 4 or values.dtype.kind not in "iuf":
-        raise ValueError(f"{name}es must be numbers of shape (N, 4), x1 y1 x2 y2 in pixels; got {values.dtype} {values.shape}")
+        raise ValueError(f"{name}es must be numbers of shape (N, 4), xyxy in pixels; got {values.dtype} {values.shape}")
     values = values.astype(np.float64)
     limit = np.array([width, height, width, height])
     for index, box in enumerate(values):

@@ -18,16 +18,17 @@ logger = logging.getLogger(__name__)
 class LocationAwarePalette:
     """The picture is tiled grid x grid; an entity takes the colour of the tile that holds its centre of mass.
 
-    If that tile is taken by a larger entity, the nearest free tile gives the colour (ties: the upper, then the left one).
-    The picture's background is black, which is no entity's colour.
+    If that tile is taken by a larger entity, the nearest free tile gives the colour (ties: the upper, then the left
+    one). The picture's background is black, which is no entity's colour.
 
     Args:
         grid: tiles along each side; grid^2 is the largest number of entities in one picture.
         levels: values a channel can take, rising, 0-255.
-        order: how colours lie on the tiles. "raster": all colours in lexicographic order, row by row, evenly thinned out where
-            there are more colours than tiles. "gray": a Gray code along a snake through the tiles, so that each tile differs
-            from the one before by one level of one channel. "smooth": red grows to the right, green downwards, blue alternates
-            like a chess board between the highest and the middle level (a small model learns it sooner).
+        order: how colours lie on the tiles. "raster": all colours in lexicographic order, row by row; with far fewer
+            tiles than colours, every k-th colour. "gray": a Gray code along a snake through the tiles, so that each
+            tile differs from the one before by one level of one channel. "smooth": red grows to the right, green
+            downwards, blue alternates like a chess board between the highest and the middle level (a small model
+            learns it sooner).
 
     Attributes:
         colors: (C, 3) uint8, all triples of levels except black in lexicographic order; C = 124 for the default levels.
@@ -35,8 +36,8 @@ class LocationAwarePalette:
 
     Raises ValueError if there are more tiles than colours, or the levels are not rising whole numbers in 0-255.
 
-    Source: section on the location-aware palette of the paper (arXiv 2312.01985). Its rule for a taken tile is not known; this
-    one is ours.
+    Source: the location-aware palette of the paper (arXiv 2312.01985). Its rule for a taken tile is not known; this one
+    is ours.
     """
 
     def __init__(self, grid: int = 11, levels: Sequence[int] = (0, 64, 128, 192, 255), order: Order = "raster"):
@@ -49,9 +50,7 @@ class LocationAwarePalette:
         colors = triples[triples.any(axis=1)]
         largest = len(levels) if order == "smooth" else int(len(colors) ** 0.5)
         if int(grid) != grid or not 1 <= grid <= largest:
-            raise ValueError(
-                f"grid must be a whole number from 1 to {largest} for {len(levels)} levels in {order!r} order, got {grid}"
-            )
+            raise ValueError(f"grid must be a whole number from 1 to {largest} for order {order!r}, got {grid}")
         self.grid, self.levels, self.order = int(grid), levels, order
         self.colors = colors
         self.cell_colors = {"raster": self._raster, "gray": self._gray, "smooth": self._smooth}[order]()
@@ -64,20 +63,20 @@ class LocationAwarePalette:
         masks = as_masks(masks)
         boxes = boxes_of_masks(masks)
         cells = self._assign_cells(masks, boxes)
-        owner = np.full(masks.shape[1:], -1, np.int16)  # (H, W) tile of the topmost entity; -1 looks up the last colour: black
-        for mask, (x1, y1, x2, y2), cell in zip(masks, boxes.tolist(), cells.tolist()):
+        owner = np.full(masks.shape[1:], -1, np.int16)  # (H, W) tile of the topmost entity; -1: the last colour, black
+        for mask, (x1, y1, x2, y2), cell in zip(masks, boxes.tolist(), cells.tolist(), strict=True):
             np.copyto(owner[y1:y2, x1:x2], np.int16(cell), where=mask[y1:y2, x1:x2])
-        return self._cell_colors_and_black[owner]
+        return self._cell_colors_and_black.take(owner, axis=0)
 
     def assign(self, masks: Any) -> np.ndarray:
         """The colour (N, 3) uint8 of each mask (N, H, W) bool; black for an empty mask, which `encode` leaves out.
 
-        A mask's colour does not depend on its place in the list, nor on what covers it (of masks that are equal in every
-        pixel, the first takes the nearer tile).
+        A mask's colour does not depend on its place in the list, nor on what covers it (of masks that are equal in
+        every pixel, the first takes the nearer tile).
         Raises ValueError as `encode` does.
         """
         masks = as_masks(masks)
-        return self._cell_colors_and_black[self._assign_cells(masks, boxes_of_masks(masks))]
+        return self._cell_colors_and_black.take(self._assign_cells(masks, boxes_of_masks(masks)), axis=0)
 
     def to_config(self) -> dict[str, Any]:
         """The arguments that make this palette again, as JSON can hold them."""
@@ -118,20 +117,28 @@ class LocationAwarePalette:
             )
         # Whole numbers all the way, so that the tile of a centre of mass never hangs on a rounding error.
         height, width = masks.shape[1:]
-        crops = [masks[i, y1:y2, x1:x2] for i, (x1, y1, x2, y2) in zip(filled.tolist(), boxes[filled].tolist())]
+        crops = [
+            masks[i, y1:y2, x1:x2] for i, (x1, y1, x2, y2) in zip(filled.tolist(), boxes[filled].tolist(), strict=True)
+        ]
         per_row = [np.count_nonzero(crop, axis=1) for crop in crops]
         per_column = [np.count_nonzero(crop, axis=0) for crop in crops]
         area = [int(counts.sum()) for counts in per_row]
         # Twice the sum of pixel centres, y + 1/2: an area times twice the centre of mass.
-        y_sum = [int((2 * np.arange(box[1], box[3]) + 1) @ counts) for box, counts in zip(boxes[filled], per_row)]
-        x_sum = [int((2 * np.arange(box[0], box[2]) + 1) @ counts) for box, counts in zip(boxes[filled], per_column)]
+        y_sum = [
+            int((2 * np.arange(box[1], box[3]) + 1) @ counts)
+            for box, counts in zip(boxes[filled], per_row, strict=True)
+        ]
+        x_sum = [
+            int((2 * np.arange(box[0], box[2]) + 1) @ counts)
+            for box, counts in zip(boxes[filled], per_column, strict=True)
+        ]
 
         # Largest first; where area and centre agree the pixels themselves decide, never the place in the list.
-        keys: list[tuple] = [(-a, y, x) for a, y, x in zip(area, y_sum, x_sum)]
+        keys: list[tuple] = [(-a, y, x) for a, y, x in zip(area, y_sum, x_sum, strict=True)]
         repeated = Counter(keys)
         keys = [
             (*key, *box, crop.tobytes()) if repeated[key] > 1 else key
-            for key, box, crop in zip(keys, boxes[filled].tolist(), crops)
+            for key, box, crop in zip(keys, boxes[filled].tolist(), crops, strict=True)
         ]
         rows, columns = np.divmod(np.arange(self.grid**2), self.grid)
         free = np.ones(self.grid**2, bool)
