@@ -1,0 +1,154 @@
+"""Entities: order, derived masks and boxes, run-length codes, cut-outs, JSON."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from unigs.entities import Entities
+
+label_maps = st.tuples(st.integers(1, 20), st.integers(1, 20)).flatmap(
+    lambda size: arrays(np.int64, size, elements=st.integers(0, 9))
+)
+
+
+def decode_rle(code):
+    """The mask (H, W) of a compressed code, written from the format's description and not from the encoder."""
+    runs, value, shift = [], 0, 0
+    for character in code["counts"]:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    height, width = code["size"]
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    assert flat.size == height * width
+    return flat.reshape(width, height).T
+
+
+@given(label_maps)
+@settings(max_examples=200, deadline=None)
+def test_labels_masks_boxes_and_areas_agree(labels):
+    entities = Entities.from_labels(labels)
+    assert entities.labels.dtype == np.int32
+    assert len(entities) == len(np.unique(labels[labels > 0]))
+    assert ((entities.labels > 0) == (labels > 0)).all()
+    assert {mask.tobytes() for mask in entities.masks} == {(labels == k).tobytes() for k in np.unique(labels) if k}
+    first_pixels = []
+    for number, (mask, box, area) in enumerate(
+        zip(entities.masks, entities.boxes.tolist(), entities.areas, strict=True), start=1
+    ):
+        assert (mask == (entities.labels == number)).all()
+        y, x = np.nonzero(mask)
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert area == len(x)
+        first_pixels.append((-area, y[0], x[0]))
+    assert first_pixels == sorted(first_pixels)
+
+
+@given(label_maps)
+@settings(max_examples=200, deadline=None)
+def test_run_length_codes_decode_to_the_masks(labels):
+    entities = Entities.from_labels(labels)
+    codes = entities.to_coco_rle()
+    assert len(codes) == len(entities)
+    for mask, code in zip(entities.masks, codes, strict=True):
+        assert (decode_rle(code) == mask).all()
+
+
+def test_run_length_codes_are_those_of_pycocotools():
+    coco = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (7, 5), (300, 211)):
+        coarse = rng.integers(0, 5, (-(-size[0] // 20), -(-size[1] // 20)))
+        entities = Entities.from_labels(np.kron(coarse, np.ones((20, 20), int))[: size[0], : size[1]])
+        for mask, code in zip(entities.masks, entities.to_coco_rle(), strict=True):
+            assert code["counts"].encode() == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+            assert (coco.decode(code) == mask).all()
+
+
+def test_a_known_run_length_code():
+    # Runs 2 5 3 40 1000 (0 1 0 1 0), column by column; from the fourth on minus the one before the last: 2 5 3 35 997.
+    flat = np.repeat([0, 1, 0, 1, 0], [2, 5, 3, 40, 1000])
+    code = Entities.from_labels(flat.reshape(42, 25).T).to_coco_rle()[0]
+    assert code == {"size": [25, 42], "counts": "253S1Uo0"}
+
+
+def test_colours_and_scores_follow_their_label():
+    labels = np.array([[5, 5, 2], [5, 0, 2], [7, 7, 7]])
+    colors = np.arange(24, dtype=np.uint8).reshape(8, 3)
+    entities = Entities.from_labels(labels, colors, np.arange(8) / 10)
+    # 5 and 7 have three pixels each, and 5 comes first in the picture.
+    assert entities.labels.tolist() == [[1, 1, 3], [1, 0, 3], [2, 2, 2]]
+    assert entities.colors.tolist() == [colors[4].tolist(), colors[6].tolist(), colors[1].tolist()]
+    np.testing.assert_allclose(entities.scores, [0.4, 0.6, 0.1], rtol=1e-6)
+
+
+def test_nothing_but_background():
+    entities = Entities.from_labels(np.zeros((4, 5), int))
+    assert len(entities) == 0
+    assert entities.masks.shape == (0, 4, 5)
+    assert entities.boxes.shape == (0, 4)
+    assert entities.areas.shape == (0,)
+    assert entities.to_coco_rle() == []
+    assert entities.cutouts(Image.new("RGB", (5, 4))) == []
+    assert json.loads(entities.to_json()) == {"size": [4, 5], "entities": []}
+
+
+def test_cutouts_are_transparent_outside_the_entity():
+    labels = np.zeros((6, 8), int)
+    labels[1:4, 2:7] = 1
+    labels[1, 2] = 0
+    image = Image.new("RGB", (8, 6), (10, 20, 30))
+    (cutout,) = Entities.from_labels(labels).cutouts(image)
+    assert (cutout.mode, cutout.size) == ("RGBA", (5, 3))
+    assert cutout.getpixel((0, 0)) == (0, 0, 0, 0)
+    assert cutout.getpixel((1, 0)) == (10, 20, 30, 255)
+    (whole,) = Entities.from_labels(labels).cutouts(image, crop=False)
+    assert whole.size == (8, 6)
+    assert (np.asarray(whole)[..., 3] == 255 * labels).all()
+    with pytest.raises(ValueError, match="8 x 5 pixels, the entities 8 x 6"):
+        Entities.from_labels(labels).cutouts(Image.new("RGB", (8, 5)))
+
+
+def test_json_holds_everything():
+    labels = np.array([[1, 1, 2], [1, 0, 2]])
+    data = json.loads(Entities.from_labels(labels, np.full((2, 3), 64, np.uint8), [0.5, 0.25]).to_json())
+    assert data["size"] == [2, 3]
+    first, second = data["entities"]
+    assert first == {"id": 1, "box": [0, 0, 2, 2], "area": 3, "score": 0.5, "color": [64, 64, 64], "rle": first["rle"]}
+    assert decode_rle(second["rle"]).tolist() == [[False, False, True], [False, False, True]]
+
+
+@pytest.mark.parametrize(
+    "labels, colors, scores, message",
+    [
+        (np.zeros((2, 2)), (0, 3), 0, "int32 of shape"),
+        (np.zeros((1, 2, 2), np.int32), (0, 3), 0, "int32 of shape"),
+        (np.array([[0, 1, 2, 2]], np.int32), (2, 3), 2, r"by area, largest first; got the areas \[1, 2\]"),
+        (np.array([[0, 2, 2]], np.int32), (2, 3), 2, "by area"),
+        (np.array([[0, -1]], np.int32), (0, 3), 0, "negative"),
+        (np.array([[0, 1]], np.int32), (2, 3), 1, "colors must"),
+        (np.array([[0, 1]], np.int32), (1, 3), 2, "scores must"),
+    ],
+)
+def test_parts_that_do_not_fit_are_errors(labels, colors, scores, message):
+    with pytest.raises(ValueError, match=message):
+        Entities(labels, np.zeros(colors, np.uint8), np.ones(scores, np.float32))
+
+
+def test_wrong_label_maps_and_scores_are_errors():
+    with pytest.raises(ValueError, match="whole numbers >= 0"):
+        Entities.from_labels(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="go up to 3, but there are 2 colours"):
+        Entities.from_labels(np.array([[3]]), np.zeros((2, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        Entities.from_labels(np.array([[1]]), scores=[1.5])

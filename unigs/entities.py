@@ -1,0 +1,171 @@
+"""Entities: what a colormap was decoded into. The label map comes first, everything else is derived from it."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(eq=False)
+class Entities:
+    """N entities that share no pixel, by area, largest first (ties: the one whose first pixel comes first, row by row).
+
+    Attributes:
+        labels: (H, W) int32, 0 = background, 1..N = the entities; every number occurs.
+        colors: (N, 3) uint8, the colour of entity 1..N in the colormap.
+        scores: (N,) float32 in [0, 1], how sure the decoder is of each entity.
+
+    Raises ValueError if the three do not fit together. `from_labels` takes label maps in any order.
+    """
+
+    labels: np.ndarray
+    colors: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self):
+        if self.labels.ndim != 2 or self.labels.dtype != np.int32:
+            raise ValueError(f"labels must be int32 of shape (H, W), got {self.labels.dtype} {self.labels.shape}")
+        if self.labels.size and self.labels.min() < 0:
+            raise ValueError(f"labels must not be negative, got {self.labels.min()}")
+        if (np.diff(self.areas) > 0).any() or not self.areas.all():
+            raise ValueError(f"labels must be 1..N by area, largest first; got the areas {self.areas.tolist()}")
+        if self.colors.shape != (len(self), 3) or self.colors.dtype != np.uint8:
+            raise ValueError(
+                f"colors must be uint8 of shape {(len(self), 3)}, got {self.colors.dtype} {self.colors.shape}"
+            )
+        if self.scores.shape != (len(self),):
+            raise ValueError(f"scores must have shape {(len(self),)}, got {self.scores.shape}")
+        if len(self) and not (self.scores.min() >= 0 and self.scores.max() <= 1):
+            raise ValueError(f"scores must lie in [0, 1], got {self.scores.tolist()}")
+
+    @classmethod
+    def from_labels(cls, labels: np.ndarray, colors: Any = None, scores: Any = None) -> "Entities":
+        """Entities of a label map whose numbers may have gaps and any order.
+
+        Args:
+            labels: (H, W) integers, 0 = background.
+            colors: (K, 3) uint8, row k - 1 for label k, for K at least the largest label; black if not given.
+            scores: (K,) likewise; 1 if not given.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
+            raise ValueError(f"labels must be whole numbers >= 0 of shape (H, W), got {labels.dtype} {labels.shape}")
+        areas = np.bincount(labels.ravel(), minlength=1)
+        largest = len(areas) - 1
+        colors = np.zeros((largest, 3), np.uint8) if colors is None else np.asarray(colors)
+        scores = np.ones(largest, np.float32) if scores is None else np.asarray(scores, np.float32)
+        if len(colors) < largest or len(scores) < largest:
+            raise ValueError(f"labels go up to {largest}, but there are {len(colors)} colours and {len(scores)} scores")
+        first = np.full(largest + 1, labels.size)  # first pixel of each label: written backwards, the earliest stays
+        first[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]
+        kept = 1 + np.flatnonzero(areas[1:])
+        kept = kept[np.lexsort((first[kept], -areas[kept]))]
+        renumber = np.zeros(largest + 1, np.int32)
+        renumber[kept] = np.arange(1, len(kept) + 1)
+        return cls(renumber.take(labels), colors[kept - 1], scores[kept - 1])
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.labels.shape[0], self.labels.shape[1]
+
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """(N,) int64, pixels of each entity."""
+        return np.bincount(self.labels.ravel(), minlength=1)[1:]
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(N, H, W) bool, one mask an entity."""
+        return self.labels == np.arange(1, len(self) + 1, dtype=np.int32)[:, None, None]
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) int64, the xyxy pixel box of each entity, half-open."""
+        spans = []
+        for labels in (self.labels.T, self.labels):  # x from the columns, y from the rows
+            seen = np.zeros((len(self) + 1, labels.shape[0]), bool)
+            seen[labels, np.arange(labels.shape[0])[:, None]] = True
+            spans += [seen[1:].argmax(axis=1), seen.shape[1] - seen[1:, ::-1].argmax(axis=1)]
+        return np.stack(spans, axis=1)[:, [0, 2, 1, 3]]
+
+    def cutouts(self, image: Image.Image, crop: bool = True) -> list[Image.Image]:
+        """Each entity cut out of the picture: RGBA pictures that are transparent outside the entity.
+
+        Args:
+            image: the picture, of the label map's size.
+            crop: cut to the entity's box; otherwise every cut-out has the size of the picture.
+
+        Raises ValueError if the sizes differ.
+        """
+        if (image.height, image.width) != self.size:
+            raise ValueError(
+                f"the picture has {image.width} x {image.height} pixels, "
+                f"the entities {self.size[1]} x {self.size[0]} (width x height): resize one of them"
+            )
+        pixels = np.asarray(image.convert("RGBA"))
+        whole = [0, 0, image.width, image.height]
+        cutouts = []
+        for number, box in enumerate(self.boxes.tolist(), start=1):
+            x1, y1, x2, y2 = box if crop else whole
+            cutout = pixels[y1:y2, x1:x2].copy()
+            cutout[self.labels[y1:y2, x1:x2] != number] = 0
+            cutouts.append(Image.fromarray(cutout))
+        return cutouts
+
+    def to_coco_rle(self) -> list[dict[str, Any]]:
+        """Each mask as COCO's compressed run-length code: {"size": [H, W], "counts": str}, as pycocotools reads it.
+
+        Source: the format of `maskApi.c` in the COCO API: runs column by column, the first of zeros; from the fourth on
+        the difference to the one before the last; then 5 bits a character, lowest first.
+        """
+        flat = self.labels.T.ravel()  # column by column
+        starts = np.concatenate([[0], 1 + np.flatnonzero(flat[1:] != flat[:-1])])
+        stops = np.append(starts[1:], flat.size)
+        codes = []
+        for number in range(1, len(self) + 1):
+            mine = flat[starts] == number
+            edges = np.stack([starts[mine], stops[mine]], axis=1).ravel()
+            runs = np.diff(edges, prepend=0, append=flat.size)
+            runs = runs if runs[-1] else runs[:-1]
+            codes.append({"size": list(self.size), "counts": _compress(runs)})
+        return codes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the colormap, in types that JSON knows; boxes are xyxy pixels, half-open."""
+        rows = zip(
+            self.boxes.tolist(), self.areas.tolist(), self.scores, self.colors.tolist(), self.to_coco_rle(), strict=True
+        )
+        return {
+            "size": list(self.size),
+            "entities": [
+                {"id": number, "box": box, "area": area, "score": round(float(score), 4), "color": color, "rle": rle}
+                for number, (box, area, score, color, rle) in enumerate(rows, start=1)
+            ],
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def _compress(runs: np.ndarray) -> str:
+    """The characters of COCO's compressed run-length code, 48 + five bits + a flag for "more follows"."""
+    values = runs.astype(np.int64)
+    values[3:] = runs[3:] - runs[1:-2]
+    text = []
+    for value in values.tolist():
+        while True:
+            bits, value = value & 31, value >> 5
+            # Done when only copies of the sign bit are left.
+            if value == (-1 if bits & 16 else 0):
+                text.append(chr(48 + bits))
+                break
+            text.append(chr(48 + bits + 32))
+    return "".join(text)
