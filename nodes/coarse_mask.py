@@ -1,0 +1,97 @@
+"""Coarse Mask From Box: boxes -> the rough region to paint in, or to look in."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..unigs.coarse_mask import coarse_mask
+from .types import CATEGORY, as_pictures, flatten_boxes, mask_batch, parse_boxes
+
+MAX_SIDE = 16384
+
+
+class CoarseMaskFromBox(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniGSCoarseMaskFromBox",
+            display_name="Coarse Mask From Box",
+            category=CATEGORY,
+            description="Turns boxes into the coarse mask that inpainting fills and referring looks in, by default "
+            "with the rounded, random outlines the model was trained on.",
+            inputs=[
+                io.String.Input(
+                    "boxes",
+                    multiline=True,
+                    default="16,16,64,64",
+                    tooltip="One box an entity as x1,y1,x2,y2 in pixels from the top left corner; several are "
+                    "separated by ; or a new line.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=128,
+                    min=1,
+                    max=MAX_SIDE,
+                    tooltip="Width of the picture in pixels. Not looked at when an image is connected.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=128,
+                    min=1,
+                    max=MAX_SIDE,
+                    tooltip="Height of the picture in pixels. Not looked at when an image is connected.",
+                ),
+                io.Combo.Input(
+                    "kind",
+                    options=["curve", "box", "full"],
+                    default="curve",
+                    tooltip="curve: a rounded blob around each box; box: a somewhat larger box; full: the whole "
+                    "picture.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Outlines are random; the same seed gives the same mask.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="Takes the mask's size from this picture."),
+                io.BBOX.Input(
+                    "bboxes",
+                    optional=True,
+                    tooltip="Further boxes (x1, y1, x2, y2 in pixels), for example of Entity Mask Split.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    "coarse_mask", display_name="coarse mask", tooltip="All regions in one mask, 1 = to fill."
+                ),
+                io.Mask.Output("regions", display_name="regions", tooltip="One mask a box, in the order of the boxes."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        boxes: str,
+        width: int,
+        height: int,
+        kind: str,
+        seed: int,
+        image: Tensor | None = None,
+        bboxes: Any = None,
+    ) -> io.NodeOutput:
+        size = (height, width) if image is None else tuple(as_pictures(image, "image").shape[2:])
+        found = parse_boxes(boxes) + ([] if bboxes is None else flatten_boxes(bboxes))
+        if kind == "full":
+            whole = torch.ones(1, *size)
+            return io.NodeOutput(whole, whole)
+        if not found:
+            raise ValueError("boxes: no box given; write x1,y1,x2,y2 in pixels, connect bboxes, or choose kind full")
+        rng = np.random.default_rng(seed)
+        regions = np.stack([coarse_mask([box], size, kind, rng) for box in found])
+        return io.NodeOutput(mask_batch(regions.any(axis=0, keepdims=True), size), mask_batch(regions, size))

@@ -1,0 +1,225 @@
+"""Dichotomy Decode: colormaps -> entity masks. Entity Mask Split: entity masks -> single ones, boxes and cut-outs."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..unigs.coarse_mask import boxes_of_masks
+from .types import CATEGORY, Box, as_colormaps, as_masks, as_pictures, image_batch, image_of, mask_batch
+
+ORDERS: dict[str, Callable[[Box, int], tuple[float, ...]] | None] = {
+    "largest first": lambda box, area: (-area,),
+    "left to right": lambda box, area: (box[0] + box[2],),
+    "top to bottom": lambda box, area: (box[1] + box[3],),
+    "as given": None,
+}
+
+
+class DichotomyDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniGSDichotomyDecode",
+            display_name="Dichotomy Decode",
+            category=CATEGORY,
+            description="Finds the entities of a colormap by splitting its colours in two again and again, until "
+            "every part is of one colour. The number of entities is never asked for. Of several colormaps each gives "
+            "one batch of masks.",
+            inputs=[
+                io.Image.Input("colormap", tooltip="The colormap of the UniGS Sampler, or of Colormap Encode."),
+                io.Float.Input(
+                    "delta",
+                    default=10.0,
+                    min=0.1,
+                    max=200.0,
+                    step=0.5,
+                    round=0.1,
+                    tooltip="A part is split while its colours lie further from their mean than this, on average "
+                    "(colour levels of 0-255). Smaller: more entities.",
+                ),
+                io.Int.Input(
+                    "min_area",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    tooltip="Entities of fewer pixels are left out.",
+                ),
+                io.Boolean.Input(
+                    "keep_background",
+                    default=False,
+                    tooltip="Counts the dark background as an entity too. On for the task entity, where everything in "
+                    "the picture is one; off for the other tasks.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    "masks",
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="One mask an entity, largest first; one empty mask if there is none.",
+                ),
+                io.Image.Output(
+                    "preview", display_name="label preview", tooltip="Every entity in a colour of its own."
+                ),
+                io.Image.Output(
+                    "tree",
+                    display_name="dichotomy tree",
+                    is_output_list=True,
+                    tooltip="How the colours were split, step by step; the redder, the further from being one colour.",
+                ),
+                io.Int.Output("count", display_name="count", is_output_list=True, tooltip="Number of entities found."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, colormap: Tensor, delta: float, min_area: int, keep_background: bool) -> io.NodeOutput:
+        from ..unigs.dichotomy import decode_colormap
+        from ..unigs.visualize import dichotomy_tree, label_preview
+
+        masks, previews, trees, counts = [], [], [], []
+        for pixels in as_colormaps(colormap, "colormap"):
+            throw_exception_if_processing_interrupted()
+            entities = decode_colormap(pixels, keep_background=keep_background, delta=delta, min_area=min_area)
+            masks.append(mask_batch(entities.masks, entities.size))
+            previews.append(image_of(label_preview(entities)))
+            trees.append(image_of(dichotomy_tree(pixels, delta=delta)))
+            counts.append(len(entities))
+        return io.NodeOutput(masks, torch.cat(previews), trees, counts)
+
+
+class EntityMaskSplit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniGSEntityMaskSplit",
+            display_name="Entity Mask Split",
+            category=CATEGORY,
+            description="Takes a batch of entity masks apart: single masks, boxes, the one you ask for, and cut-outs "
+            "of the picture. Empty masks are left out.",
+            is_input_list=True,
+            inputs=[
+                io.Mask.Input("masks", tooltip="One mask an entity, as Dichotomy Decode gives them."),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default="largest first",
+                    tooltip="Order of everything that comes out. Of equals, the one that came first stays first.",
+                ),
+                io.Int.Input(
+                    "min_area", default=0, min=0, max=2**31 - 1, tooltip="Masks of fewer pixels are left out."
+                ),
+                io.Int.Input(
+                    "index",
+                    default=0,
+                    min=-4096,
+                    max=4096,
+                    tooltip="Which mask comes out as the single one: 0 is the first, -1 the last. Beyond the end: an "
+                    "empty mask.",
+                ),
+                io.Boolean.Input(
+                    "crop",
+                    default=False,
+                    tooltip="Cuts each cut-out to the box of its entity; otherwise it has the size of the picture.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The picture for the cut-outs; as many pictures as batches of masks, or one for all. "
+                    "Without it the cut-outs are white.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    "single_masks", display_name="mask list", is_output_list=True, tooltip="The masks, one by one."
+                ),
+                io.BBOX.Output(
+                    "bboxes",
+                    display_name="box list",
+                    is_output_list=True,
+                    tooltip="The box of each mask: (x1, y1, x2, y2) in pixels, x2 and y2 just outside.",
+                ),
+                io.Mask.Output(
+                    "mask",
+                    display_name="mask",
+                    is_output_list=True,
+                    tooltip="The mask at the index, one a batch of masks.",
+                ),
+                io.Image.Output(
+                    "cutouts",
+                    display_name="RGBA cut-outs",
+                    is_output_list=True,
+                    tooltip="Each entity of the picture, transparent around it.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        masks: list[Tensor],
+        order: list[str],
+        min_area: list[int],
+        index: list[int],
+        crop: list[bool],
+        image: list[Tensor] | None = None,
+    ) -> io.NodeOutput:
+        batches = [as_masks(batch, "masks") for batch in masks]
+        singles, boxes, chosen, cutouts = [], [], [], []
+        for batch, picture in zip(batches, _one_picture_each(batches, image), strict=True):
+            throw_exception_if_processing_interrupted()
+            found, found_boxes = _sorted(batch.cpu().numpy(), order[0], min_area[0])
+            size = tuple(batch.shape[1:])
+            inside = -len(found) <= index[0] < len(found)
+            chosen.append(mask_batch(found[index[0]][None] if inside else found[:0], size))
+            if not len(found):
+                found, found_boxes = np.zeros((1, *size), bool), [(0, 0, 0, 0)]
+            singles += [mask_batch(mask[None], size) for mask in found]
+            boxes += found_boxes
+            cutouts += [
+                _cut_out(picture, mask, box if crop[0] else None) for mask, box in zip(found, found_boxes, strict=True)
+            ]
+        return io.NodeOutput(singles, boxes, chosen, cutouts)
+
+
+def _one_picture_each(batches: list[Tensor], image: list[Tensor] | None) -> list[Tensor]:
+    """A picture (3, H, W) for each batch of masks; white ones if there is no image."""
+    if image is None:
+        return [torch.ones(3, *batch.shape[1:]) for batch in batches]
+    found = [picture for batch in image for picture in as_pictures(batch, "image")]
+    if len(found) not in (1, len(batches)):
+        raise ValueError(
+            f"image: {len(found)} pictures for {len(batches)} batches of masks; give one for each, or one for all"
+        )
+    found = found * (len(batches) // len(found))
+    for picture, batch in zip(found, batches, strict=True):
+        if picture.shape[1:] != batch.shape[1:]:
+            raise ValueError(
+                f"image: the picture has {tuple(picture.shape[1:])} pixels, its masks {tuple(batch.shape[1:])} "
+                "(height, width): resize one of them"
+            )
+    return found
+
+
+def _sorted(masks: np.ndarray, order: str, min_area: int) -> tuple[np.ndarray, list[Box]]:
+    """The masks (N, H, W) bool that are large enough, in order, with their boxes."""
+    areas = masks.sum(axis=(1, 2))
+    kept = np.flatnonzero(areas >= max(min_area, 1))
+    boxes = {int(i): tuple(box) for i, box in zip(kept, boxes_of_masks(masks[kept]).tolist(), strict=True)}
+    key = ORDERS[order]
+    if key is not None:
+        kept = np.array(sorted(kept.tolist(), key=lambda i: key(boxes[i], int(areas[i]))), int)
+    return masks[kept], [boxes[int(i)] for i in kept]
+
+
+def _cut_out(picture: Tensor, mask: np.ndarray, box: Box | None) -> Tensor:
+    """IMAGE (1, h, w, 4): the picture (3, H, W), transparent and black outside the mask; cut to the box if given."""
+    alpha = torch.from_numpy(mask).to(picture)[None]
+    cutout = torch.cat([picture * alpha, alpha])[None]
+    if box is not None and box[2] > box[0]:
+        x1, y1, x2, y2 = (int(side) for side in box)
+        cutout = cutout[..., y1:y2, x1:x2]
+    return image_batch(cutout)

@@ -1,0 +1,37 @@
+"""What ComfyUI is told about this pack: its nodes, its model folder and its example pictures."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from .coarse_mask import CoarseMaskFromBox
+from .colormap import ColormapEncode
+from .decode import DichotomyDecode, EntityMaskSplit
+from .load import UniGSLoader, register_model_folder
+from .sample import UniGSSampler
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "inputs"
+
+
+class UniGSExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        register_model_folder()
+        copy_example_inputs(Path(folder_paths.get_input_directory()))
+        return [UniGSLoader, ColormapEncode, CoarseMaskFromBox, UniGSSampler, DichotomyDecode, EntityMaskSplit]
+
+
+def copy_example_inputs(folder: Path) -> None:
+    """Puts the pictures of the workflow templates where Load Image finds them; a file that is there already stays."""
+    for example in sorted(EXAMPLES.glob("*.png")):
+        try:
+            if not (folder / example.name).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(example, folder / example.name)
+        except OSError as error:  # a read-only input folder takes nothing else away
+            logger.warning("UniGS: cannot put the example %s into %s: %s", example.name, folder, error)
+            return
