@@ -1,0 +1,74 @@
+"""The shipped workflows, as ComfyUI's frontend saves them, turned into prompts that its server runs.
+
+One file a workflow serves the template browser, the demonstration and the tests.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .client import Prompt
+
+WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+_WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# Nodes of the frontend alone: the server never hears of them.
+_NOTES = {"Note", "MarkdownNote"}
+
+
+def names() -> list[str]:
+    """Names of the shipped workflows, in the order of the template browser."""
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The workflow `workflows/<name>.json` in the frontend's format."""
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
+    """A workflow in the frontend's format as the prompt that the frontend would send.
+
+    Args:
+        workflow: format version 0.4, without sub-graphs, reroutes or muted nodes.
+        object_info: what the server says of its nodes (`Client.object_info`).
+
+    Raises ValueError for a node that the server lacks, and for widget values that do not fit its inputs.
+    """
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt: Prompt = {}
+    for node in workflow["nodes"]:
+        kind = node["type"]
+        if kind in _NOTES:
+            continue
+        if kind not in object_info:
+            raise ValueError(f"node {node['id']}: the server has no node {kind!r}")
+        inputs = _widgets(node, object_info[kind]["input"])
+        for socket in node.get("inputs", []):
+            if socket.get("link") is not None:
+                inputs[socket["name"]] = sources[socket["link"]]
+        prompt[str(node["id"])] = {"class_type": kind, "inputs": inputs}
+    return prompt
+
+
+def _widgets(node: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
+    """Input name -> value of the node's widgets, which a workflow stores as a bare list in the order of the inputs."""
+    values = list(node.get("widgets_values", []))
+    found = {}
+    try:
+        for name, (kind, *options) in {**declared.get("required", {}), **declared.get("optional", {})}.items():
+            settings = options[0] if options else {}
+            if not (isinstance(kind, list) or kind in _WIDGET_TYPES) or settings.get("forceInput"):
+                continue
+            found[name] = values.pop(0)
+            # Two widgets that are no inputs: what happens to a seed afterwards, and the upload button.
+            if settings.get("control_after_generate") or (kind == "INT" and name in ("seed", "noise_seed")):
+                values.pop(0)
+            if settings.get("image_upload"):
+                values.pop(0)
+    except IndexError:
+        raise ValueError(
+            f"node {node['id']} ({node['type']}): too few widget values {node['widgets_values']}"
+        ) from None
+    if values:
+        raise ValueError(f"node {node['id']} ({node['type']}): widget values {values} are left over")
+    return found
