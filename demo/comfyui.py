@@ -49,7 +49,7 @@ _STARTER = """
 import os, runpy, sys, threading, types
 if sys.argv.pop(1) == "cpu-torch":
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
 sys.argv[0] = "main.py"
 runpy.run_path("main.py", run_name="__main__")
 """
@@ -232,6 +232,8 @@ def free_port(preferred: int = 0) -> int:
     """`preferred` if nothing listens there, else a free port of 127.0.0.1."""
     for port in (preferred, 0):
         with socket.socket() as probe:
+            if os.name == "posix":  # a port whose last server has just stopped is free; Windows means something else by this
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
                 return probe.getsockname()[1]
@@ -249,7 +251,10 @@ def _torch_version() -> str:
 
 def _has_accelerator(python: str) -> bool:
     """Whether the torch of this interpreter sees a device that ComfyUI can use; without one it must be told `--cpu`."""
-    probe = "import sys, torch; a = torch.accelerator.is_available(); sys.exit(0 if a else 3)"
+    probe = (
+        "import sys, torch; xpu = hasattr(torch, 'xpu') and torch.xpu.is_available(); "
+        "sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() or xpu))"
+    )
     return subprocess.run([python, "-c", probe], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
@@ -266,10 +271,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.get:
             print(get())
             return 0
-        server = ComfyUI(port=options.port or free_port(8188), log=None, args=tuple(options.args))
+        server = ComfyUI(port=options.port or free_port(8188), args=tuple(options.args))
         with server:
-            print(f"\nComfyUI with the UniGS nodes: {server.url}\n"
-                  f"Workflow > Browse Templates > {PACK_NAME} has four to start from. Ctrl-C stops it.\n", flush=True)
+            print(f"\nComfyUI with the UniGS nodes: {server.url}")
+            print(f"Workflow > Browse Templates > {PACK_NAME} has four workflows to start from.")
+            print(f"Ctrl-C stops it. Its log: {server.log}\n", flush=True)
             while server.running():
                 time.sleep(0.5)
     except ComfyUIError as error:
@@ -278,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped")
         return 0
-    print("ComfyUI ended by itself", file=sys.stderr)
+    print(f"ComfyUI ended by itself. The end of {server.log}:\n{server.log_tail()}", file=sys.stderr)
     return 1
 
 

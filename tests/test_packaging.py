@@ -1,0 +1,66 @@
+"""What the project declares: one version everywhere, requirements that replace nothing in a ComfyUI, every import covered."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import unigs
+from demo.requirements import requirements
+
+REPO = Path(__file__).resolve().parent.parent
+IMPORT_NAMES = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn", "pyyaml": "yaml"}
+
+
+def lines(path: str) -> list[Requirement]:
+    text = (REPO / path).read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in text if line.strip() and not line.startswith("#")]
+
+
+def third_party_imports(folder: str) -> set[str]:
+    names = set()
+    for path in (REPO / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"unigs", "training"}
+
+
+def import_names(found: list[Requirement]) -> set[str]:
+    return {IMPORT_NAMES.get(one.name, one.name) for one in found}
+
+
+def test_the_version_is_the_same_everywhere():
+    pyproject = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^version = "(.+?)"', pyproject, re.MULTILINE)[1] == unigs.__version__  # type: ignore[index]
+    citation = (REPO / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == unigs.__version__  # type: ignore[index]
+    assert f"## [{unigs.__version__}]" in (REPO / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", ["requirements.txt", "pyproject.toml"])
+def test_runtime_requirements_leave_a_host_as_it_is(source: str):
+    found = lines(source) if source.endswith(".txt") else [Requirement(line) for line in requirements([])]
+    assert {operator.operator for one in found for operator in one.specifier} <= {">="}
+    # torch and its companions are built for one hardware; bezier and the like need newer numpys than hosts have
+    assert not {one.name for one in found} & {"torch", "torchvision", "torchaudio", "bezier", "accelerate", "xformers"}
+
+
+def test_nodes_need_nothing_that_the_library_does_not():
+    assert set(map(str, lines("requirements.txt"))) <= set(requirements([]))
+
+
+@pytest.mark.parametrize("folder, extras", [("unigs", ["curves"]), ("training", ["train"])])
+def test_every_import_is_declared(folder: str, extras: list[str]):
+    declared = import_names([Requirement(line) for line in requirements(extras)])
+    assert third_party_imports(folder) <= declared | {"torch"}
+
+
+def test_an_unknown_extra_is_an_error():
+    with pytest.raises(KeyError, match="nonsense"):
+        requirements(["nonsense"])
