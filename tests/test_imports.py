@@ -31,7 +31,7 @@ def sources(folder: str) -> list[Path]:
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """Every import in a file, inside functions too, as `(module as written, absolute name)`; relative ones begin with a dot."""
+    """Every import in a file, inside functions too: `(as written, absolute name)`; relative ones begin with a dot."""
     package = path.relative_to(REPO).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -45,7 +45,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
                 for name in names:
                     yield "." * node.level + name, ".".join([*base, name])
             else:
-                # `from comfy import sd` imports comfy.sd; for other modules the name may be no module, which does no harm.
+                # `from comfy import sd` imports comfy.sd; nothing else here is split over packages like that.
                 names = [alias.name for alias in node.names] if module == "comfy" else []
                 yield from ((f"{module}.{name}", f"{module}.{name}") for name in names)
                 yield from [] if names else [(module, module)]

@@ -1,4 +1,4 @@
-"""What the project declares: one version everywhere, requirements that replace nothing in a ComfyUI, every import covered."""
+"""What the project declares: one version, requirements that replace nothing in a ComfyUI, every import covered."""
 
 import ast
 import re
@@ -31,6 +31,27 @@ def third_party_imports(folder: str) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"unigs", "training"}
 
 
+def imported_by_nodes() -> set[str]:
+    """Third-party packages that using the nodes loads: their imports, and at module level those of the engine behind them."""
+    names: set[str] = set()
+    todo, done = sorted((REPO / "nodes").glob("*.py")), set()
+    while todo:
+        path = todo.pop()
+        done.add(path)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        # The engine imports what only the pipeline needs inside the functions that need it.
+        for node in ast.walk(tree) if path.parent.name == "nodes" else tree.body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add((node.module or "").split(".")[0])
+            elif isinstance(node, ast.ImportFrom):
+                target = path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py")
+                if target.is_file() and target not in done:
+                    todo.append(target)
+    return names - set(sys.stdlib_module_names)
+
+
 def import_names(found: list[Requirement]) -> set[str]:
     return {IMPORT_NAMES.get(one.name, one.name) for one in found}
 
@@ -47,12 +68,17 @@ def test_the_version_is_the_same_everywhere():
 def test_runtime_requirements_leave_a_host_as_it_is(source: str):
     found = lines(source) if source.endswith(".txt") else [Requirement(line) for line in requirements([])]
     assert {operator.operator for one in found for operator in one.specifier} <= {">="}
-    # torch and its companions are built for one hardware; bezier and the like need newer numpys than hosts have
+    # torch and its companions are built for one hardware; bezier needs a newer numpy than many hosts have
     assert not {one.name for one in found} & {"torch", "torchvision", "torchaudio", "bezier", "accelerate", "xformers"}
 
 
 def test_nodes_need_nothing_that_the_library_does_not():
     assert set(map(str, lines("requirements.txt"))) <= set(requirements([]))
+
+
+def test_nodes_import_only_what_requirements_txt_brings():
+    host = {"torch", "comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview"}
+    assert imported_by_nodes() <= import_names(lines("requirements.txt")) | host
 
 
 @pytest.mark.parametrize("folder, extras", [("unigs", ["curves"]), ("training", ["train"])])

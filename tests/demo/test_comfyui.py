@@ -14,11 +14,13 @@ from demo.client import Client, ComfyUIError, PromptRejected, _refusal
 
 
 def refusal(body: str) -> ComfyUIError:
-    return _refusal(HTTPError("http://x/prompt", 400, "Bad Request", Message(), io.BytesIO(body.encode())), "POST /prompt")
+    answer = io.BytesIO(body.encode())
+    return _refusal(HTTPError("http://x/prompt", 400, "Bad Request", Message(), answer), "POST /prompt")
 
 
 def test_a_refused_prompt_names_node_and_input():
-    errors = {"7": {"class_type": "UniGSSampler", "errors": [{"message": "Required input is missing", "details": "image"}]}}
+    missing = {"message": "Required input is missing", "details": "image"}
+    errors = {"7": {"class_type": "UniGSSampler", "errors": [missing]}}
     error = refusal(json.dumps({"error": {"message": "Prompt outputs failed validation"}, "node_errors": errors}))
     assert isinstance(error, PromptRejected)
     assert error.node_errors == errors
