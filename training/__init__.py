@@ -1,0 +1,1 @@
+"""Training of UniGS: `python -m training.train_joint --config training/configs/tiny.toml`."""

@@ -1,0 +1,97 @@
+"""The small autoencoder: factor 4, 4 latent channels, for pictures, colormaps and pictures with a hole."""
+
+import logging
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from training.config import AutoencoderConfig
+from training.datasets.scenes import Scenes
+from training.joint import make_example
+from training.muon import Muon, split_parameters
+from unigs.conditions import control_picture
+from unigs.palette import LocationAwarePalette
+from unigs.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+def build_autoencoder(config: AutoencoderConfig) -> AutoencoderTiny:
+    channels = (config.channels,) * len(config.encoder_blocks)
+    return AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=config.encoder_blocks,
+        num_decoder_blocks=config.decoder_blocks,
+        latent_channels=4,
+    )
+
+
+class Crops(Dataset[Tensor]):
+    """Random crops (3, crop, crop) float [0, 1]: half pictures, 3/8 colormaps, 1/8 pictures with a hole."""
+
+    KINDS = ("picture",) * 4 + ("colormap",) * 3 + ("hole",)
+
+    def __init__(self, scenes: Scenes, palette: LocationAwarePalette, crop: int, length: int, seed: int):
+        self.scenes, self.palette, self.crop, self.length, self.seed = scenes, palette, crop, length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, 1, index])
+        kind = self.KINDS[index % len(self.KINDS)]
+        example = make_example(self.scenes[index], rng, self.palette, task=Task.INPAINTING)
+        pixels = torch.from_numpy(example.colormap if kind == "colormap" else example.image).permute(2, 0, 1).float()[None] / 255
+        if kind == "hole":
+            pixels = control_picture(Task.INPAINTING, pixels, torch.from_numpy(example.coarse_mask)[None])
+        top, left = rng.integers(0, self.scenes.size - self.crop + 1, 2)
+        return pixels[0, :, top : top + self.crop, left : left + self.crop]
+
+
+def train_autoencoder(
+    config: AutoencoderConfig, scenes: Scenes, palette: LocationAwarePalette, device: torch.device, workers: int, seed: int
+) -> AutoencoderTiny:
+    """Train from nothing. Latents are drawn to zero mean and unit deviation a channel, so no scaling factor is needed."""
+    torch.manual_seed(seed)
+    vae = build_autoencoder(config).to(device, memory_format=torch.channels_last)
+    matrices, others = split_parameters(vae)
+    muon = Muon(matrices, lr=config.learning_rate)
+    adamw = torch.optim.AdamW(others, lr=config.learning_rate / 10, betas=(0.9, 0.95), weight_decay=0.0)
+    crops = Crops(scenes, palette, config.crop, config.max_train_steps * config.train_batch_size, seed)
+    loader = DataLoader(crops, config.train_batch_size, num_workers=workers, persistent_workers=workers > 0)
+    progress = tqdm(loader, desc="autoencoder", unit="step")
+    for step, pixels in enumerate(progress):
+        rate = min(1.0, (step + 1) / 50, 2.5 * (1 - step / len(loader)))
+        for group in muon.param_groups:
+            group["lr"] = config.learning_rate * rate
+        for group in adamw.param_groups:
+            group["lr"] = config.learning_rate / 10 * rate
+        pixels = pixels.to(device, memory_format=torch.channels_last) * 2 - 1
+        latents = vae.encoder(pixels)
+        decoded = vae.decoder(latents + config.latent_noise * torch.randn_like(latents))
+        spread = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
+        loss = reconstruction_loss(decoded, pixels) + 0.02 * spread
+        muon.zero_grad()
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        muon.step()
+        adamw.step()
+        if step % 20 == 0:
+            psnr = -10 * torch.log10(F.mse_loss(decoded.detach(), pixels) / 4)
+            progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr.item():.1f} dB", spread=f"{spread.item():.3f}")
+    logger.info("autoencoder trained: %d steps, loss %.4f", config.max_train_steps, loss.item())
+    return vae.eval().requires_grad_(False)
+
+
+def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """L1 + 0.5 squared error + 0.5 L1 of the horizontal and vertical differences, which keeps edges sharp."""
+    error = decoded - pixels
+    gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 0.5 * error.square().mean() + 0.5 * gradients

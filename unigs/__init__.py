@@ -1,0 +1,40 @@
+"""UniGS: one diffusion model that paints a picture and the colormap of its entities.
+
+Reading order: `pipeline` (the whole system in one call), then `tasks`, `conditions`, `unet`, `palette`,
+`coarse_mask`, `dichotomy`, `entities`, `checkpoints`, `visualize`.
+
+Shape letters used in every file: B batch, N entities, H W pixels, h w latent pixels. Pictures are float [0, 1] BCHW
+inside the engine ([-1, 1] exists only at the VAE), masks are bool, boxes are half-open xyxy pixels, and a coarse mask is
+True where the model has to fill.
+"""
+
+from importlib import import_module
+
+# The function hides the sub-module of its name. Were it imported later, any `from .coarse_mask import ...` inside the
+# package would put the module back in its place.
+from .coarse_mask import coarse_mask as coarse_mask
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Task": "tasks",
+    "LocationAwarePalette": "palette",
+    "decode_colormap": "dichotomy",
+    "Entities": "entities",
+    "widen_unet": "unet",
+    "UniGSPipeline": "pipeline",
+    "UniGSOutput": "pipeline",
+}
+__all__ = ["coarse_mask", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

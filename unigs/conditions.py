@@ -1,0 +1,99 @@
+"""What the UNet sees for each task. The pipeline, the ComfyUI nodes and the trainer all build their inputs here.
+
+Channel order of the 13 inputs: noisy picture latent 0-3, noisy colormap latent 4-7, coarse mask 8, control latent 9-12; of the 8
+outputs: picture 0-3, colormap 4-7.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+
+from .tasks import Task
+
+LATENT_CHANNELS = 4
+HOLE_VALUE = 0.5  # grey: 0 at the VAE, as Stable Diffusion inpainting fills its holes
+
+
+def check_task_inputs(task: Task, *, has_image: bool, has_colormap: bool, has_coarse_mask: bool, has_prompt: bool) -> None:
+    """Raises ValueError naming the input that `task` needs and did not get."""
+    spec = task.spec
+    if spec.needs_image and not has_image:
+        raise ValueError(f"task {task.value!r} needs `image`: the picture to work on")
+    if not spec.needs_image and not has_colormap:
+        raise ValueError(f"task {task.value!r} needs `colormap`: the picture of flat entity colours to paint from")
+    if spec.coarse_mask == "required" and not has_coarse_mask:
+        raise ValueError(f"task {task.value!r} needs `coarse_mask`: the region to fill (see unigs.coarse_mask for boxes)")
+    if spec.needs_prompt and not has_prompt:
+        raise ValueError(f"task {task.value!r} needs `prompt`: the entities to name, like 'dog and cat'")
+
+
+def control_picture(
+    task: Task, image: Tensor | None = None, coarse_mask: Tensor | None = None, colormap: Tensor | None = None
+) -> Tensor:
+    """The picture that the VAE encodes as control.
+
+    Args:
+        task: decides between the image with the coarse mask cut out, the whole image and the colormap.
+        image: (B, 3, H, W) float [0, 1].
+        coarse_mask: (B, H, W) bool or float, 1 = fill.
+        colormap: (B, 3, H, W) float [0, 1].
+
+    Returns:
+        (B, 3, H, W) float [0, 1].
+    """
+    control = task.spec.control
+    picture = colormap if control == "colormap" else image
+    if picture is None:
+        raise ValueError(f"task {task.value!r} needs `{'colormap' if control == 'colormap' else 'image'}`, got None")
+    if control != "image with hole":
+        return picture
+    if coarse_mask is None:
+        raise ValueError(f"task {task.value!r} needs `coarse_mask`, got None")
+    return picture.masked_fill(coarse_mask[:, None] > 0.5, HOLE_VALUE)
+
+
+def latent_mask(coarse_mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) coarse mask -> (B, 1, h, w) float, 1 = fill. A latent pixel is filled if any of its pixels is."""
+    return F.adaptive_max_pool2d(coarse_mask[:, None].float(), size)
+
+
+def unet_input(image_latents: Tensor, colormap_latents: Tensor, mask: Tensor, control_latents: Tensor) -> Tensor:
+    """Concatenate (B, 4, h, w), (B, 4, h, w), (B, 1, h, w), (B, 4, h, w) to (B, 13, h, w)."""
+    return torch.cat([image_latents, colormap_latents, mask, control_latents], dim=1)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of (..., H, W) until both sides divide by `multiple`; undo with `[..., :H, :W]`."""
+    height, width = x.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
+        return x
+    rows = torch.arange(height + bottom, device=x.device).clamp(max=height - 1)
+    columns = torch.arange(width + right, device=x.device).clamp(max=width - 1)
+    return x[..., rows[:, None], columns]
+
+
+def paste_known(generated: Tensor, image: Tensor, coarse_mask: Tensor) -> Tensor:
+    """`generated` inside the coarse mask, `image` bit for bit outside it. (B, 3, H, W), (B, 3, H, W), (B, H, W)."""
+    return torch.where(coarse_mask[:, None] > 0.5, generated, image)
+
+
+def encode_pixels(vae: AutoencoderKL | AutoencoderTiny, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """(B, 3, H, W) float [0, 1] -> latents (B, 4, h, w) as the UNet sees them.
+
+    With a generator an AutoencoderKL samples its posterior; without one it gives the mode. AutoencoderTiny has no posterior.
+    """
+    encoded = vae.encode(pixels.to(vae.dtype) * 2 - 1)
+    if isinstance(vae, AutoencoderTiny):
+        latents = encoded.latents
+    else:
+        posterior = encoded.latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
+def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
+    """Latents (B, 4, h, w) -> (B, 3, H, W) float32 [0, 1]."""
+    latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    return (vae.decode(latents.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
