@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..unigs.coarse_mask import boxes_of_masks
-from .types import CATEGORY, Box, as_colormaps, as_masks, as_pictures, image_batch, image_of, mask_batch
+from .types import CATEGORY, Box, as_colormaps, as_masks, as_pictures, check_choices, image_batch, image_of, mask_batch
 
 ORDERS: dict[str, Callable[[Box, int], tuple[float, ...]] | None] = {
     "largest first": lambda box, area: (-area,),
@@ -156,6 +156,10 @@ class EntityMaskSplit(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, order: list[str] | None = None) -> bool | str:
+        return check_choices({"order": (order[0] if order else None, list(ORDERS))})
 
     @classmethod
     def execute(

@@ -8,7 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from .types import CATEGORY
+from .types import CATEGORY, check_choices
 
 BUNDLED = "bundled"
 # Folders of models/ in which pipeline folders are looked for; extra_model_paths.yaml adds to both.
@@ -50,6 +50,11 @@ class UniGSLoader(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str | None = None, dtype: str | None = None) -> bool | str:
+        known = [BUNDLED, *find_checkpoints()]
+        return check_choices({"checkpoint": (checkpoint, known), "dtype": (dtype, list(DTYPES))})
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, dtype: str) -> tuple[str, str, float]:

@@ -111,13 +111,18 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, comfy.sd.
 
     Raises ValueError for weights that are missing or not safetensors, and for components that the host cannot run.
     """
+    from ..unigs.pipeline import DEFAULT_SETTINGS
+
     index = _read_json(folder / "model_index.json")
+    defaults = {
+        task.value: {**DEFAULT_SETTINGS[task], **index.get("task_defaults", {}).get(task.value, {})} for task in Task
+    }
     vae, latent_format = _load_vae(folder / "vae")
     model = _load_unet(folder, latent_format, dtype)
     model.model.checkpoint = Checkpoint(
         name=folder.name,
-        palette=LocationAwarePalette.from_config(index["palette"]),
-        task_defaults=index["task_defaults"],
+        palette=LocationAwarePalette.from_config(index.get("palette", {})),
+        task_defaults=defaults,
         multiple=vae.spacial_compression_encode()
         * 2 ** (len(model.model.model_config.unet_config["channel_mult"]) - 1),
     )

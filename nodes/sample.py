@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..unigs.tasks import Task
-from .types import CATEGORY, as_masks_like, as_pictures, image_batch, same_batch, spread
+from .types import CATEGORY, as_masks_like, as_pictures, check_choices, image_batch, same_batch, spread
 
 
 class UniGSSampler(io.ComfyNode):
@@ -109,6 +109,18 @@ class UniGSSampler(io.ComfyNode):
                     tooltip="One flat colour an entity: for Dichotomy Decode.",
                 ),
             ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, task: str | None = None, sampler_name: str | None = None, scheduler: str | None = None
+    ) -> bool | str:
+        return check_choices(
+            {
+                "task": (task, [known.value for known in Task]),
+                "sampler_name": (sampler_name, comfy.samplers.SAMPLER_NAMES),
+                "scheduler": (scheduler, comfy.samplers.SCHEDULER_NAMES),
+            }
         )
 
     @classmethod

@@ -133,5 +133,16 @@ def flatten_boxes(value: Any, name: str = "bboxes") -> list[Box]:
     return [box for part in value for box in flatten_boxes(part, name)]
 
 
+def check_choices(choices: dict[str, tuple[str | None, Sequence[str]]]) -> bool | str:
+    """For `validate_inputs`: input -> (value or, behind a link, None; its options) -> True, or what is wrong.
+
+    ComfyUI 0.3.75 does not check the choices of new-style nodes by itself.
+    """
+    for name, (value, options) in choices.items():
+        if value is not None and value not in options:
+            return f"{name}: {value!r} is none of {', '.join(options)}"
+    return True
+
+
 def _describe(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,87 @@
+"""A real ComfyUI with this pack, started once for all tests in this folder."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.client import Prompt, Result
+from demo.comfyui import REPO, ComfyUI
+
+ARTIFACTS = REPO / "artifacts" / "host"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
+    data = tmp_path_factory.mktemp("comfyui")
+    with ComfyUI(data=data, log=ARTIFACTS / "server.log", args=("--preview-method", "auto")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server: ComfyUI) -> dict[str, Any]:
+    return server.client.object_info()
+
+
+@pytest.fixture(scope="session")
+def shown(server: ComfyUI) -> Callable[[Result, str], list[np.ndarray]]:
+    """`shown(result, node_id)`: the pictures (H, W, 3 or 4) uint8 that a node saved or previewed."""
+
+    def pictures(result: Result, node_id: str) -> list[np.ndarray]:
+        return [np.asarray(Image.open(io.BytesIO(server.client.view(entry)))) for entry in result.pictures(node_id)]
+
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def upload(server: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, np.ndarray], str]:
+    """`upload("name.png", pixels)` puts a picture where Load Image finds it; its name there."""
+    folder = tmp_path_factory.mktemp("uploads")
+
+    def put(name: str, pixels: np.ndarray) -> str:
+        Image.fromarray(pixels).save(folder / name)
+        return server.client.upload(folder / name)
+
+    return put
+
+
+class Graph:
+    """Writes a prompt: `image = graph.add("LoadImage", image="a.png")`, then `graph.add("PreviewImage", images=image)`.
+
+    `add` returns the node's first output; `output(node, 1)` the next one. `graph.prompt` is what the server runs.
+    """
+
+    def __init__(self):
+        self.prompt: Prompt = {}
+
+    def add(self, class_type: str, /, **inputs: Any) -> list[Any]:
+        node = str(len(self.prompt) + 1)
+        self.prompt[node] = {"class_type": class_type, "inputs": inputs}
+        return [node, 0]
+
+    @staticmethod
+    def output(node: list[Any], slot: int) -> list[Any]:
+        return [node[0], slot]
+
+    def sampler(self, task: str, **inputs: Any) -> list[Any]:
+        """A UniGS Sampler with its loader; inputs that are not given have their defaults."""
+        loader = self.add("UniGSLoader", checkpoint="bundled", dtype="default")
+        defaults = {"prompt": "", "negative": "", "seed": 1, "steps": 0, "cfg": 0.0}
+        defaults |= {"sampler_name": "ddim", "scheduler": "simple"}
+        sockets = {name: self.output(loader, slot) for slot, name in enumerate(("model", "clip", "vae"))}
+        return self.add("UniGSSampler", task=task, **{**defaults, **sockets, **inputs})
+
+
+@pytest.fixture
+def graph() -> Graph:
+    return Graph()
+
+
+@pytest.fixture(scope="session")
+def example() -> Path:
+    """One of the shipped pictures."""
+    return sorted((REPO / "workflows" / "inputs").glob("unigs_*.png"))[0]

@@ -1,0 +1,253 @@
+"""Unusual and wrong input: it works as people expect, or one error names the input."""
+
+import numpy as np
+import pytest
+
+from demo.client import Interrupted, NodeFailed, PromptRejected
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def picture(upload, pixels):
+    return upload("plain.png", pixels)
+
+
+def failure(server, graph) -> NodeFailed:
+    with pytest.raises(NodeFailed) as caught:
+        server.client.run(graph.prompt)
+    return caught.value
+
+
+def box_mask(graph, width, height, boxes="8,8,40,40"):
+    return graph.add("UniGSCoarseMaskFromBox", boxes=boxes, width=width, height=height, kind="box", seed=0)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (97, 131), (40, 200), (33, 33)])
+def test_any_size_comes_back_as_it_was(server, graph, upload, shown, size):
+    picture = upload(f"size{size[0]}x{size[1]}.png", np.full((*size, 3), 90, np.uint8))
+    result = graph.sampler("entity", image=graph.add("LoadImage", image=picture), steps=1)
+    both = [graph.add("PreviewImage", images=graph.output(result, slot)) for slot in (0, 1)]
+    done = server.client.run(graph.prompt)
+    assert [shown(done, node[0])[0].shape for node in both] == [(*size, 3)] * 2
+
+
+def test_inpainting_leaves_the_rest_untouched(server, graph, picture, pixels, shown):
+    image = graph.add("LoadImage", image=picture)
+    mask = box_mask(graph, 128, 96)
+    painted = graph.add(
+        "SaveImage",
+        images=graph.sampler("inpainting", image=image, coarse_mask=mask, prompt="dog", steps=2),
+        filename_prefix="test",
+    )
+    drawn = graph.add("MaskPreview", mask=mask)
+    done = server.client.run(graph.prompt)
+    outside = shown(done, drawn[0])[0][..., 0] == 0
+    found = shown(done, painted[0])[0]
+    assert 0 < (~outside).sum() < outside.sum()
+    assert np.array_equal(found[outside], pixels[outside])
+    assert not np.array_equal(found[~outside], pixels[~outside])
+
+
+def test_transparent_pictures_are_taken_by_their_colours(server, graph, upload, pixels, shown):
+    with_alpha = upload("rgba.png", np.dstack([pixels, np.full(pixels.shape[:2], 200, np.uint8)]))
+    loaded = graph.add("LoadImage", image=with_alpha)
+    rgba = graph.add("JoinImageWithAlpha", image=loaded, alpha=graph.output(loaded, 1))
+    image = graph.sampler("inpainting", image=rgba, coarse_mask=box_mask(graph, 128, 96), prompt="dog", steps=1)
+    node = graph.add("PreviewImage", images=image)
+    found = shown(server.client.run(graph.prompt), node[0])[0]
+    assert found.shape == pixels.shape and np.array_equal(found[60:, 60:], pixels[60:, 60:])
+
+
+def test_a_batch_of_pictures_and_one_mask_for_all(server, graph, picture, shown):
+    image = graph.add("RepeatImageBatch", image=graph.add("LoadImage", image=picture), amount=3)
+    sampled = graph.sampler("inpainting", image=image, coarse_mask=box_mask(graph, 128, 96), prompt="dog", steps=1)
+    decoded = graph.add(
+        "UniGSDichotomyDecode", colormap=graph.output(sampled, 1), delta=10.0, min_area=0, keep_background=True
+    )
+    split = graph.add(
+        "UniGSEntityMaskSplit", masks=decoded, order="largest first", min_area=0, index=0, crop=False, image=sampled
+    )
+    previews = [graph.add("PreviewImage", images=output) for output in (sampled, graph.output(decoded, 1))]
+    single = graph.add("MaskPreview", mask=graph.output(split, 2))
+    done = server.client.run(graph.prompt)
+    assert [len(shown(done, node[0])) for node in previews] == [3, 3]
+    assert len(shown(done, single[0])) == 3
+
+
+def test_masks_in_another_number_than_pictures(server, graph, picture):
+    image = graph.add("RepeatImageBatch", image=graph.add("LoadImage", image=picture), amount=3)
+    two = graph.output(box_mask(graph, 128, 96, "8,8,40,40; 60,60,90,90"), 1)
+    graph.add("PreviewImage", images=graph.sampler("inpainting", image=image, coarse_mask=two, prompt="dog"))
+    error = failure(server, graph)
+    assert error.data["exception_type"] == "ValueError"
+    assert "image: 3, coarse_mask: 2" in str(error)
+
+
+def test_a_mask_of_another_size_is_scaled(server, graph, picture, pixels, shown):
+    image = graph.sampler(
+        "inpainting",
+        image=graph.add("LoadImage", image=picture),
+        coarse_mask=box_mask(graph, 256, 192, "0,0,64,64"),
+        prompt="dog",
+        steps=1,
+    )
+    node = graph.add("PreviewImage", images=image)
+    found = shown(server.client.run(graph.prompt), node[0])[0]
+    changed = (found != pixels).any(axis=-1)
+    assert changed[:32, :32].mean() > 0.9 and not changed[80:].any()
+
+
+def test_a_picture_without_alpha_has_an_empty_mask_and_the_error_says_so(server, graph, picture):
+    image = graph.add("LoadImage", image=picture)
+    painted = graph.sampler("inpainting", image=image, coarse_mask=graph.output(image, 1), prompt="dog")
+    graph.add("PreviewImage", images=painted)
+    assert "coarse_mask: nothing is selected" in str(failure(server, graph))
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "missing"),
+    [
+        ("entity", {}, "image"),
+        ("referring", {"prompt": "dog"}, "image"),
+        ("referring", {"image"}, "prompt"),
+        ("inpainting", {"image"}, "coarse_mask"),
+        ("synthesis", {"image"}, "colormap"),
+    ],
+)
+def test_what_a_task_lacks_is_named(server, graph, picture, task, given, missing):
+    inputs = dict(given) if isinstance(given, dict) else {"image": graph.add("LoadImage", image=picture)}
+    graph.add("PreviewImage", images=graph.sampler(task, **inputs))
+    error = failure(server, graph)
+    assert error.data["exception_type"] == "ValueError"
+    assert f"`{missing}`" in str(error)
+
+
+def test_nothing_found_is_one_empty_mask_all_the_way(server, graph, shown):
+    """A black colormap, through every node behind it."""
+    black = graph.add("EmptyImage", width=64, height=48, batch_size=1, color=0)
+    decoded = graph.add("UniGSDichotomyDecode", colormap=black, delta=10.0, min_area=0, keep_background=False)
+    split = graph.add(
+        "UniGSEntityMaskSplit", masks=decoded, order="largest first", min_area=0, index=0, crop=True, image=black
+    )
+    encoded = graph.add("UniGSColormapEncode", masks=decoded, grid=11)
+    outputs = {
+        "masks": graph.add("MaskPreview", mask=decoded),
+        "single": graph.add("MaskPreview", mask=split),
+        "chosen": graph.add("MaskPreview", mask=graph.output(split, 2)),
+        "cut-outs": graph.add("PreviewImage", images=graph.output(split, 3)),
+        "labels": graph.add("PreviewImage", images=graph.output(decoded, 1)),
+        "tree": graph.add("PreviewImage", images=graph.output(decoded, 2)),
+        "colormap": graph.add("PreviewImage", images=encoded),
+    }
+    done = server.client.run(graph.prompt)
+    for name in ("masks", "single", "chosen", "cut-outs", "colormap"):
+        (found,) = shown(done, outputs[name][0])
+        assert found.shape[:2] == (48, 64) and not found.any(), name
+    assert len(shown(done, outputs["labels"][0])) == len(shown(done, outputs["tree"][0])) == 1
+
+
+def test_masks_there_and_back(server, graph, shown):
+    """Boxes -> masks -> colormap -> masks: the same masks, largest first."""
+    boxes = ["2,2,40,40", "50,4,80,28", "10,60,90,92"]
+    joined = graph.output(box_mask(graph, 96, 96, "; ".join(boxes)), 1)
+    colormap = graph.add("UniGSColormapEncode", masks=joined, grid=5)
+    decoded = graph.add("UniGSDichotomyDecode", colormap=colormap, delta=10.0, min_area=0, keep_background=False)
+    before, after = (graph.add("MaskPreview", mask=mask) for mask in (joined, decoded))
+    done = server.client.run(graph.prompt)
+    given = np.stack(shown(done, before[0]))[..., 0] > 0
+    given = given & ~np.stack([given[i + 1 :].any(axis=0) for i in range(len(given))])  # later masks lie on top
+    found = np.stack(shown(done, after[0]))[..., 0] > 0
+    order = np.argsort(-given.sum(axis=(1, 2)), kind="stable")
+    assert np.array_equal(found, given[order])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ("10,10,5,20", "box 0"),
+        ("1,2,3", "boxes: "),
+        ("", "boxes: no box given"),
+        ("500,500,600,600", "outside the picture"),
+    ],
+)
+def test_boxes_that_make_no_sense(server, graph, boxes, message):
+    graph.add("MaskPreview", mask=box_mask(graph, 128, 96, boxes))
+    assert message in str(failure(server, graph))
+
+
+def test_a_checkpoint_that_is_not_there(server, graph):
+    loader = graph.add("UniGSLoader", checkpoint="gone", dtype="default")
+    graph.add(
+        "PreviewImage",
+        images=graph.add(
+            "VAEDecode",
+            samples=graph.add("EmptyLatentImage", width=64, height=64, batch_size=1),
+            vae=graph.output(loader, 2),
+        ),
+    )
+    with pytest.raises(PromptRejected, match="checkpoint: 'gone' is none of bundled"):
+        server.client.run(graph.prompt)
+
+
+def test_the_model_in_another_sampler_says_what_to_use(server, graph):
+    loader = graph.add("UniGSLoader", checkpoint="bundled", dtype="default")
+    text = graph.add("CLIPTextEncode", text="dog", clip=graph.output(loader, 1))
+    latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    sampled = graph.add(
+        "KSampler",
+        model=loader,
+        seed=0,
+        steps=1,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=text,
+        negative=text,
+        latent_image=latent,
+        denoise=1.0,
+    )
+    graph.add("PreviewImage", images=graph.add("VAEDecode", samples=sampled, vae=graph.output(loader, 2)))
+    assert "UniGS Sampler" in str(failure(server, graph))
+
+
+def test_cancel_takes_effect_and_leaves_the_server_well(server, graph, picture):
+    image = graph.add("LoadImage", image=picture)
+    graph.add("PreviewImage", images=graph.sampler("entity", image=image, steps=500))
+    seen = []
+
+    def cancel(node, value, maximum):
+        seen.append(value)
+        if value == 2:
+            server.client.interrupt()
+
+    with pytest.raises(Interrupted):
+        server.client.run(graph.prompt, on_progress=cancel)
+    assert max(seen) < 20
+    graph.prompt[next(n for n, v in graph.prompt.items() if v["class_type"] == "UniGSSampler")]["inputs"]["steps"] = 1
+    assert server.client.run(graph.prompt).previews > 0
+
+
+def test_the_same_prompt_again_runs_nothing_and_another_decoding_does_not_sample(server, graph, picture):
+    sampled = graph.sampler("entity", image=graph.add("LoadImage", image=picture), seed=77)
+    decoded = graph.add(
+        "UniGSDichotomyDecode", colormap=graph.output(sampled, 1), delta=10.0, min_area=0, keep_background=True
+    )
+    graph.add("MaskPreview", mask=decoded)
+    server.client.run(graph.prompt)
+    assert set(server.client.run(graph.prompt).cached) == graph.prompt.keys()
+    graph.prompt[decoded[0]]["inputs"]["delta"] = 20.0
+    assert sampled[0] in server.client.run(graph.prompt).cached
+
+
+@pytest.mark.parametrize(("name", "value"), [("task", "sing"), ("sampler_name", "best"), ("scheduler", "")])
+def test_choices_that_do_not_exist_are_refused_before_the_graph_runs(server, graph, picture, name, value):
+    inputs = {"task": "entity", "image": graph.add("LoadImage", image=picture), name: value}
+    graph.add("PreviewImage", images=graph.sampler(**inputs))
+    with pytest.raises(PromptRejected, match=name):
+        server.client.run(graph.prompt)

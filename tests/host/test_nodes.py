@@ -1,0 +1,73 @@
+"""What ComfyUI says of the nodes: all there, all explained, saved workflows safe."""
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+# Saved workflows store inputs by their position and prompts by their id: both are for ever. Appending is the only change
+# that this table may see.
+INPUTS = {
+    "UniGSLoader": ["checkpoint", "dtype"],
+    "UniGSColormapEncode": ["masks", "grid", "model"],
+    "UniGSCoarseMaskFromBox": ["boxes", "width", "height", "kind", "seed", "image", "bboxes"],
+    "UniGSSampler": [
+        *["model", "clip", "vae", "task", "prompt", "negative", "seed", "steps", "cfg", "sampler_name", "scheduler"],
+        *["image", "coarse_mask", "colormap"],
+    ],
+    "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background"],
+    "UniGSEntityMaskSplit": ["masks", "order", "min_area", "index", "crop", "image"],
+}
+OUTPUTS = {
+    "UniGSLoader": ["MODEL", "CLIP", "VAE"],
+    "UniGSColormapEncode": ["IMAGE"],
+    "UniGSCoarseMaskFromBox": ["MASK", "MASK"],
+    "UniGSSampler": ["IMAGE", "IMAGE"],
+    "UniGSDichotomyDecode": ["MASK", "IMAGE", "IMAGE", "INT"],
+    "UniGSEntityMaskSplit": ["MASK", "BBOX", "MASK", "IMAGE"],
+}
+DISPLAY_NAMES = {
+    "UniGSLoader": "UniGS Loader",
+    "UniGSColormapEncode": "Colormap Encode",
+    "UniGSCoarseMaskFromBox": "Coarse Mask From Box",
+    "UniGSSampler": "UniGS Sampler",
+    "UniGSDichotomyDecode": "Dichotomy Decode",
+    "UniGSEntityMaskSplit": "Entity Mask Split",
+}
+
+
+def test_every_node_of_ours_is_there_and_no_other_has_our_prefix(object_info):
+    assert {name for name in object_info if name.startswith("UniGS")} == INPUTS.keys()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_sockets_and_widgets_are_what_saved_workflows_expect(object_info, name):
+    node = object_info[name]
+    assert [*node["input"].get("required", {}), *node["input"].get("optional", {})] == INPUTS[name]
+    assert node["output"] == OUTPUTS[name]
+    assert node["display_name"] == DISPLAY_NAMES[name]
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_everything_is_explained(object_info, name):
+    node = object_info[name]
+    assert node["category"] == "UniGS" and len(node["description"]) > 40
+    for group in node["input"].values():
+        for _, settings in group.values():
+            assert settings["tooltip"].endswith((".", ")"))
+    assert all(tip.endswith(".") for tip in node["output_tooltips"])
+
+
+def test_the_loader_lists_the_bundled_checkpoint_first(object_info):
+    assert object_info["UniGSLoader"]["input"]["required"]["checkpoint"][1]["options"][0] == "bundled"
+
+
+def test_the_pack_was_imported_without_a_complaint(server, object_info):
+    complaints = ("IMPORT FAILED", "Cannot import", "Error while calling", "Traceback")
+    lines = [line for line in server.log.read_text().splitlines() if "comfyui-unigs" in line]
+    assert lines and not [line for line in lines if any(complaint in line for complaint in complaints)]
+
+
+def test_the_host_may_not_have_started_diffusers_or_transformers_models_for_our_sake(server, object_info):
+    """Starting ComfyUI with this pack must stay quick: heavy libraries come with the first checkpoint."""
+    lines = [line for line in server.log.read_text().splitlines() if "comfyui-unigs" in line and " seconds" in line]
+    assert lines and float(lines[-1].split()[0]) < 1.0
