@@ -1,0 +1,19 @@
+"""The tiers: everything under tests/host needs a real ComfyUI, and is skipped with a reason where there is none."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from demo.comfyui import COMFYUI_VERSION, HOME
+
+HOST_TESTS = Path(__file__).resolve().parent / "host"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    there = "COMFYUI_PATH" in os.environ or (HOME / f"ComfyUI-{COMFYUI_VERSION}").is_dir()
+    for item in items:
+        if HOST_TESTS in item.path.parents:
+            item.add_marker(pytest.mark.host)
+            if not there:
+                item.add_marker(pytest.mark.skip(reason="no ComfyUI: `make setup` fetches one"))
