@@ -31,10 +31,9 @@ FLAT_RANGE = 20.0
 FLAT_SHARE, FLAT_SHARE_RANGE = 0.3, 50.0
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
 FAR = 30.0
-# Clusters are one if their centres are nearer than 2 delta, but at most this (RGB + Lab), ...
-MERGE_DISTANCE = 30.0
-# ... or if they are nearer than this and more than half of their common border runs where the picture is flat.
-TOUCH_DISTANCE = 60.0
+# Clusters are one if their centres are nearer than 2 delta, but at most the first of these (RGB + Lab), or nearer than
+# the second and more than half of their common border runs where the picture is flat.
+MERGE_DISTANCE, TOUCH_DISTANCE = 30.0, 60.0
 # A pixel between regions belongs to one at most this many times as far away as the nearest, plus three pixels.
 REACH = 2
 
@@ -92,8 +91,7 @@ def decode_colormap(
             6-D space of RGB (0-255) and CIE Lab. Raised where the map's own noise is larger.
         min_area: entities of fewer pixels go to what surrounds them.
         criterion: "euclidean" compares the mean distance with delta, "squared" the mean squared distance.
-        background_radius: a cluster is background if its centre is nearer to black than this, in RGB levels. By default
-            half-way to the darkest colour of the default palette.
+        background_radius: a cluster is background if its centre is nearer to black than this, in RGB levels.
 
     Returns:
         Entities, largest first. The score of an entity is the mean over its pixels of `other / (own + other)`, where
@@ -110,9 +108,7 @@ def decode_colormap(
     if min_area < 0 or background_radius < 0:
         raise ValueError(f"min_area and background_radius must not be negative, got {min_area}, {background_radius}")
     found = dichotomy(pixels, delta, criterion)
-    kept = np.ones(len(found.centers), bool)
-    if not keep_background:
-        kept = np.linalg.norm(found.centers, axis=1) >= background_radius
+    kept = (np.linalg.norm(found.centers, axis=1) >= background_radius) | keep_background
     number = np.where(kept, np.cumsum(kept), 0).astype(np.int32)  # 0 = background, 1.. = entities
     labels, centers = number.take(found.clusters), found.centers[kept]
     small = np.bincount(labels.ravel(), minlength=len(centers) + 1) < min_area
@@ -168,10 +164,8 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
     """CIE Lab (..., 3), L in 0-100, of sRGB (..., 3) in 0-255, white point D65 (IEC 61966-2-1, CIE 15)."""
     x = np.asarray(rgb, np.float64) / 255
     linear = np.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    to_xyz = np.array(
-        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-    )
-    xyz = linear @ to_xyz.T / [0.95047, 1.0, 1.08883]
+    xyz_of_rgb = [0.4124564, 0.3575761, 0.1804375, 0.2126729, 0.7151522, 0.072175, 0.0193339, 0.119192, 0.9503041]
+    xyz = linear @ np.reshape(xyz_of_rgb, (3, 3)).T / [0.95047, 1.0, 1.08883]
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
@@ -179,17 +173,14 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 def _check_colormap(colormap: Any) -> np.ndarray:
     if isinstance(colormap, Image.Image):
         colormap = colormap.convert("RGB")
-    # Torch tensors are recognised by what they can do, so that this file need not import torch.
-    pixels = np.asarray(colormap.detach().cpu() if hasattr(colormap, "detach") else colormap)
+    pixels = np.asarray(colormap.detach().cpu() if hasattr(colormap, "detach") else colormap)  # a torch tensor has it
     if pixels.dtype != np.uint8:
         raise ValueError(
             f"a colormap must be uint8 of shape (H, W, 3), got {pixels.dtype} {pixels.shape}. Convert one picture of a "
             "float [0, 1] batch (B, 3, H, W) with `(batch[0].permute(1, 2, 0) * 255).round().byte()`"
         )
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise ValueError(
-            f"a colormap must have shape (H, W, 3), got {pixels.shape}: one picture, channels last, no alpha"
-        )
+        raise ValueError(f"a colormap must be one picture (H, W, 3), channels last, no alpha; got {pixels.shape}")
     return pixels
 
 
@@ -218,9 +209,8 @@ def _noise(pixels: np.ndarray, lag: int) -> float:
         step = max(1, round((a.shape[0] * a.shape[1] / 40_000) ** 0.5))  # 40,000 places are plenty
         a, b = a[::step, ::step], b[::step, ::step]
         low, difference = np.minimum(a, b), np.abs(a - b)
-        high = low + difference
-        free = (low > 16) & (high < 239)
-        cut = (low > 0) & (high < 255) & (difference < 40) & ~free
+        free = (low > 16) & (low + difference < 239)
+        cut = (low > 0) & (low + difference < 255) & (difference < 40) & ~free
         # The quartile, as up to half of the pairs may lie across borders: sigma / 2.22 for a Gaussian, sigma / 4.2 for
         # one cut in half at 0 or 255, as on black; smoothing makes the second more like the first.
         if np.count_nonzero(free) > np.count_nonzero(cut):
@@ -287,19 +277,18 @@ def _split(
         if len(members) > 1 and (far or (mean if criterion == "euclidean" else mean_square**0.5) > delta):
             side = _two_means(points, mass, center)
             parts = [part for part in (members[side], members[~side]) if weights[part].sum() >= smallest]
-        if len(parts) == 1:  # the others are too few to be an entity: look at this part without them
+        if len(parts) == 1 and len(parts[0]) < len(
+            members
+        ):  # the others are too few to be an entity: look at this part without them
             stack.append((parts[0], depth))
             continue
         nodes.append((members, depth, float(mean)))
-        if parts:
+        if len(parts) == 2:
             stack += [(part, depth + 1) for part in reversed(parts)]
         else:
             leaf[members] = leaves
             leaves += 1
-    tree = [
-        Cluster(np.unique(leaf[members][leaf[members] >= 0]), depth, distance) for members, depth, distance in nodes
-    ]
-    return leaf, tree
+    return leaf, [Cluster(np.unique(leaf[m][leaf[m] >= 0]), depth, distance) for m, depth, distance in nodes]
 
 
 def _two_means(points: np.ndarray, weights: np.ndarray, center: np.ndarray) -> np.ndarray:

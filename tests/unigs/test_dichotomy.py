@@ -189,7 +189,7 @@ def test_maps_of_any_size_and_content_decode_to_something_valid(size):
         (np.zeros((3, 4, 4), np.uint8), "channels last"),
         (np.zeros((4, 4, 4), np.uint8), "no alpha"),
         (np.zeros((1, 4, 4, 3), np.uint8), "one picture"),
-        (np.zeros((4, 4), np.uint8), r"\(H, W, 3\)"),
+        (np.zeros((4, 4), np.uint8), r"one picture \(H, W, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), r"\(H, W, 3\)"),
     ],
 )
