@@ -16,7 +16,6 @@ PYTEST_ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
-export PYRIGHT_PYTHON_CACHE_DIR := .venv/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: demo comfyui test lint types setup clean distclean FORCE
