@@ -17,7 +17,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderTiny
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
@@ -71,8 +71,9 @@ class Examples(Dataset[dict[str, Tensor]]):
         }
 
 
-def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents to be denoised (B, 8, h, w), coarse mask (B, 1, h, w), control latents (B, 4, h, w).
+@torch.no_grad()
+def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replace pictures by `latents` (B, 8, h, w) to be denoised, coarse `mask` (B, 1, h, w) and `control` latents (B, 4, h, w).
 
     A control that is the whole image or the colormap is not encoded a second time.
     """
@@ -85,7 +86,13 @@ def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> tuple[Tensor
     control = torch.where((task == TASKS.index(Task.SYNTHESIS))[:, None, None, None], colormap_latents, image_latents)
     control[holes] = hole_latents
     mask = latent_mask(batch["coarse_mask"], (latents.shape[-2], latents.shape[-1]))
-    return torch.cat([image_latents, colormap_latents], dim=1), mask, control
+    return {
+        "latents": torch.cat([image_latents, colormap_latents], dim=1),
+        "mask": mask,
+        "control": control,
+        "input_ids": batch["input_ids"],
+        "task": task,
+    }
 
 
 def stream_weights(task: Tensor, copied: float) -> Tensor:
@@ -135,7 +142,8 @@ def main(argv: list[str] | None = None) -> None:
             vae.save_pretrained(out / "vae")
         build_tokenizer(out / "tokenizer", prompt_words(), config.model)
     accelerator.wait_for_everyone()
-    vae = AutoencoderTiny.from_pretrained(out / "vae").to(accelerator.device).requires_grad_(False).eval()
+    vae = AutoencoderTiny.from_pretrained(out / "vae").requires_grad_(False).eval()
+    vae = vae.to(accelerator.device, memory_format=torch.channels_last)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer", local_files_only=True)
 
     # 3. Models, optimisers, schedules
@@ -145,13 +153,20 @@ def main(argv: list[str] | None = None) -> None:
     scheduler = build_scheduler()
     trained = JointModel(text_encoder, unet)
     matrices, others = split_parameters(trained)
-    muon = Muon(matrices, lr=config.learning_rate)
+    muon = Muon(matrices, lr=config.learning_rate, ns_steps=4)
     adamw = torch.optim.AdamW(others, lr=config.adam_learning_rate, betas=(0.9, 0.95), weight_decay=config.adam_weight_decay)
     ema = EMAModel(trained.parameters(), decay=config.ema_decay, foreach=True)
 
     batch_size = config.train_batch_size * accelerator.num_processes
     examples = Examples(scenes, palette, tokenizer, config, config.max_train_steps * batch_size)
-    loader = DataLoader(examples, config.train_batch_size, num_workers=config.dataloader_num_workers)
+    # without a GPU the workers encode too: the autoencoder then runs beside the UNet instead of before it
+    encoded_by_workers = accelerator.device.type == "cpu"
+    loader = DataLoader(
+        examples,
+        config.train_batch_size,
+        num_workers=config.dataloader_num_workers,
+        collate_fn=(lambda items: encode_batch(vae, default_collate(items))) if encoded_by_workers else default_collate,
+    )
     trained, muon, adamw, loader = accelerator.prepare(trained, muon, adamw, loader)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
@@ -169,8 +184,9 @@ def main(argv: list[str] | None = None) -> None:
         for optimizer, base in ((muon, config.learning_rate), (adamw, config.adam_learning_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = base * rate
-        with torch.no_grad():
-            latents, mask, control = encode_batch(vae, batch)
+        if not encoded_by_workers:
+            batch = encode_batch(vae, batch)
+        latents = batch["latents"]
         # noise is a function of (seed, step, process), so a resumed run draws what the uninterrupted one would have
         seed = np.random.SeedSequence([config.seed, 3, step, accelerator.process_index]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
@@ -179,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
         noisy = scheduler.add_noise(latents, noise, timesteps)
         target = scheduler.get_velocity(latents, noise, timesteps)
 
-        inputs = unet_input(noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], mask, control)
+        inputs = unet_input(noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], batch["mask"], batch["control"])
         with accelerator.autocast():
             velocity = trained(inputs.contiguous(memory_format=torch.channels_last), timesteps, batch["input_ids"], batch["task"])
         errors = (velocity.float() - target).square().unflatten(1, (2, LATENT_CHANNELS)).mean((2, 3, 4))  # (B, 2)
