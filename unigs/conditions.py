@@ -4,12 +4,16 @@ Channel order of the 13 inputs: noisy picture latent 0-3, noisy colormap latent 
 outputs: picture 0-3, colormap 4-7.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from .tasks import Task
+
+if TYPE_CHECKING:  # the ComfyUI nodes use this file in hosts without diffusers
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 LATENT_CHANNELS = 4
 HOLE_VALUE = 0.5  # grey: 0 at the VAE, as Stable Diffusion inpainting fills its holes
@@ -79,13 +83,15 @@ def paste_known(generated: Tensor, image: Tensor, coarse_mask: Tensor) -> Tensor
     return torch.where(coarse_mask[:, None] > 0.5, generated, image)
 
 
-def encode_pixels(vae: AutoencoderKL | AutoencoderTiny, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def encode_pixels(
+    vae: "AutoencoderKL | AutoencoderTiny", pixels: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """(B, 3, H, W) float [0, 1] -> latents (B, 4, h, w) as the UNet sees them.
 
     With a generator an AutoencoderKL samples its posterior; without one it gives the mode. AutoencoderTiny has no posterior.
     """
     encoded = vae.encode(pixels.to(vae.dtype) * 2 - 1)
-    if isinstance(vae, AutoencoderTiny):
+    if hasattr(encoded, "latents"):  # AutoencoderTiny
         latents = encoded.latents
     else:
         posterior = encoded.latent_dist
@@ -93,7 +99,7 @@ def encode_pixels(vae: AutoencoderKL | AutoencoderTiny, pixels: Tensor, generato
     return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
 
-def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
+def decode_latents(vae: "AutoencoderKL | AutoencoderTiny", latents: Tensor) -> Tensor:
     """Latents (B, 4, h, w) -> (B, 3, H, W) float32 [0, 1]."""
     latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     return (vae.decode(latents.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)

@@ -31,21 +31,13 @@ from .conditions import (
 from .dichotomy import decode_colormap
 from .entities import Entities
 from .palette import LocationAwarePalette
-from .tasks import Task
+from .tasks import DEFAULT_SETTINGS, Task
 from .unet import widen_unet
 
 logger = logging.getLogger(__name__)
 
 Pictures = Image.Image | Sequence[Image.Image] | Tensor
 Masks = Image.Image | np.ndarray | Tensor | Sequence[Image.Image | np.ndarray | Tensor]
-
-# what a checkpoint that says nothing of its own gets
-DEFAULT_SETTINGS: dict[Task, dict[str, float]] = {
-    Task.INPAINTING: {"num_inference_steps": 50, "guidance_scale": 7.5},
-    Task.SYNTHESIS: {"num_inference_steps": 50, "guidance_scale": 7.5},
-    Task.REFERRING: {"num_inference_steps": 50, "guidance_scale": 1.0},
-    Task.ENTITY: {"num_inference_steps": 50, "guidance_scale": 1.0},
-}
 
 
 @dataclass

@@ -83,6 +83,14 @@ TASKS = {
     Task.ENTITY: TaskSpec(3, "image", "full", "panoptic: all entities.", True, 0.2),
 }
 
+# what a checkpoint that says nothing of its own gets
+DEFAULT_SETTINGS: dict[Task, dict[str, float]] = {
+    Task.INPAINTING: {"num_inference_steps": 50, "guidance_scale": 7.5},
+    Task.SYNTHESIS: {"num_inference_steps": 50, "guidance_scale": 7.5},
+    Task.REFERRING: {"num_inference_steps": 50, "guidance_scale": 1.0},
+    Task.ENTITY: {"num_inference_steps": 50, "guidance_scale": 1.0},
+}
+
 
 def join_nouns(nouns: list[str]) -> str:
     """`["dog", "cat", "tree"]` -> `"dog, cat and tree"`."""
