@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..unigs.conditions import check_task_inputs, control_picture, latent_mask, pad_to_multiple, paste_known
 from ..unigs.tasks import Task
 from .types import CATEGORY, as_masks_like, as_pictures, check_choices, image_batch, same_batch, spread
 
@@ -141,7 +142,6 @@ class UniGSSampler(io.ComfyNode):
         coarse_mask: Tensor | None = None,
         colormap: Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..unigs.conditions import check_task_inputs, control_picture, latent_mask, pad_to_multiple, paste_known
         from .native import checkpoint_of, with_task
 
         # 1. Inputs, as the engine speaks: pictures (B, 3, H, W), coarse mask (B, H, W).
@@ -169,21 +169,22 @@ class UniGSSampler(io.ComfyNode):
 
         # 2. What the UNet sees beside the noise, padded to sides it can halve often enough.
         control = control_picture(chosen, source, mask, source)
-        control = vae.encode(image_batch(pad_to_multiple(control, checkpoint.multiple)))
-        regions = latent_mask(pad_to_multiple(mask, checkpoint.multiple), (control.shape[2], control.shape[3]))
+        control = vae.encode(image_batch(pad_to_multiple(control, checkpoint.size_multiple)))
+        regions = latent_mask(pad_to_multiple(mask, checkpoint.size_multiple), (control.shape[2], control.shape[3]))
 
         def conditioning(text: str) -> list:
             encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
             return with_task(encoded, chosen, regions, control)
 
         # 3. Denoise picture (channels 0-3) and colormap (4-7) together.
-        steps = steps or checkpoint.steps(chosen)
+        defaults = checkpoint.task_defaults[chosen]
+        steps = steps or int(defaults["num_inference_steps"])
         empty = torch.zeros(batch, 8, *control.shape[2:])
         latents = comfy.sample.sample(
             model,
             comfy.sample.prepare_noise(empty, seed),
             steps,
-            cfg or checkpoint.guidance_scale(chosen),
+            cfg or defaults["guidance_scale"],
             sampler_name,
             scheduler,
             conditioning(chosen.spec.prompt(prompt)),
