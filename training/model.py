@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -90,13 +88,6 @@ class JointModel(nn.Module):
         """(B, 13, h, w), (B,), (B, L), (B,) -> what the scheduler's prediction type asks for, (B, 8, h, w)."""
         words = self.text_encoder(input_ids).last_hidden_state
         return self.unet(inputs, timesteps, words, class_labels=task).sample
-
-
-def halve_weights(folder: Path) -> None:
-    """Store every .safetensors file below `folder` in half precision."""
-    for path in folder.rglob("*.safetensors"):
-        tensors = {name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(path).items()}
-        save_file(tensors, path, metadata={"format": "pt"})
 
 
 def build_scheduler() -> DDIMScheduler:

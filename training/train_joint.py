@@ -24,8 +24,9 @@ from transformers import CLIPTokenizer
 from training.autoencoder import train_autoencoder
 from training.config import TrainConfig, load_config
 from training.datasets.scenes import KINDS, Scenes, SpriteLibrary, prompt_words
+from training.export import save_pipeline
 from training.joint import Example, make_example
-from training.model import JointModel, build_scheduler, build_text_encoder, build_tokenizer, build_unet, halve_weights
+from training.model import JointModel, build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from training.muon import Muon, split_parameters
 from training.validation import validation_sheet
 from unigs.conditions import LATENT_CHANNELS, control_picture, encode_pixels, latent_mask, unet_input
@@ -233,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
                 task_defaults=config.task_defaults,
                 default_size=config.resolution,
             )
-            save_pipeline(pipeline, out / "pipeline")
+            save_pipeline(pipeline, out / "tokenizer", out / "pipeline")
             sheet = validation_sheet(pipeline, Scenes(library, config.resolution, "heldout", config.data.max_objects))
             sheet.save(out / f"validation-{step:06d}.png")
             ema.restore(trained.parameters())
@@ -246,16 +247,6 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """Linear warm-up, constant, linear to zero at the end."""
     left = (config.max_train_steps - step) / max(1.0, config.lr_cooldown * config.max_train_steps)
     return min(1.0, (step + 1) / max(1, config.lr_warmup_steps), left)
-
-
-def save_pipeline(pipeline: UniGSPipeline, folder: Path) -> None:
-    """A half-precision safetensors copy, put in place only when it is complete."""
-    scratch = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    pipeline.save_pretrained(scratch, safe_serialization=True)
-    halve_weights(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
 
 
 def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:

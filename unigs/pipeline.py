@@ -102,11 +102,11 @@ class UniGSPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> "UniGSPipeline":
         """A saved pipeline folder; without an argument the bundled model. Nothing is downloaded.
 
-        Keywords are those of `DiffusionPipeline.from_pretrained`; `torch_dtype` is float32 if not given.
+        Keywords are those of `DiffusionPipeline.from_pretrained`; without a dtype among them everything is float32.
         """
         folder = check_pipeline_dir(pretrained_model_name_or_path or bundled_model_dir(), "UniGSPipeline")
-        kwargs.setdefault("torch_dtype", torch.float32)
-        return super().from_pretrained(folder, use_safetensors=True, local_files_only=True, **kwargs)
+        pipe = super().from_pretrained(folder, use_safetensors=True, local_files_only=True, **kwargs)
+        return pipe if {"dtype", "torch_dtype"} & set(kwargs) else pipe.to(torch.float32)
 
     @classmethod
     def from_inpainting(cls, folder: str | Path, task_embedding: bool = True, torch_dtype: torch.dtype = torch.float32) -> "UniGSPipeline":

@@ -32,7 +32,9 @@ def widen_unet(unet: UNet2DConditionModel, task_embedding: bool = True) -> UNet2
     if unet.config["class_embed_type"] or unet.config["num_class_embeds"]:
         raise ValueError("widen_unet needs a UNet without class embeddings: their place is taken by the task embedding")
 
-    config = dict(unet.config, in_channels=13, out_channels=8, num_class_embeds=len(Task) if task_embedding else None)
+    # entries with an underscore are notes of diffusers, among them which settings were left at their defaults
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    config |= {"in_channels": 13, "out_channels": 8, "num_class_embeds": len(Task) if task_embedding else None}
     with torch.device("meta"):
         wide = UNet2DConditionModel.from_config(config)
     state = unet.state_dict()
