@@ -10,6 +10,7 @@ from typing import Any
 from .client import Prompt
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+INPUTS = WORKFLOWS / "inputs"
 _WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 # Nodes of the frontend alone: the server never hears of them.
 _NOTES = {"Note", "MarkdownNote"}
@@ -23,6 +24,21 @@ def names() -> list[str]:
 def read(name: str) -> dict[str, Any]:
     """The workflow `workflows/<name>.json` in the frontend's format."""
     return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def titles(workflow: dict[str, Any]) -> dict[str, str]:
+    """Title -> id of every node that was given a title of its own."""
+    return {node["title"]: str(node["id"]) for node in workflow["nodes"] if node.get("title")}
+
+
+def node_titled(workflow: dict[str, Any], title: str) -> str:
+    """Id of the node with this title."""
+    return titles(workflow)[title]
+
+
+def picture_name(workflow: dict[str, Any]) -> str:
+    """Name of the picture that the workflow loads."""
+    return next(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage")
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:

@@ -5,8 +5,6 @@ import pytest
 
 from demo.client import Interrupted, NodeFailed, PromptRejected
 
-pytestmark = pytest.mark.host
-
 
 @pytest.fixture(scope="module")
 def pixels():

@@ -2,9 +2,7 @@
 
 import pytest
 
-pytestmark = pytest.mark.host
-
-# Saved workflows store inputs by their position and prompts by their id: both are for ever. Appending is the only change
+# Saved workflows store inputs by position, prompts by id: both are for ever. Appending is the only change
 # that this table may see.
 INPUTS = {
     "UniGSLoader": ["checkpoint", "dtype"],

@@ -12,8 +12,6 @@ import pytest
 from demo.comfyui import REPO, get
 from unigs.checkpoints import bundled_model_dir
 
-pytestmark = pytest.mark.host
-
 
 @pytest.fixture(scope="module")
 def differences() -> dict[str, float]:
