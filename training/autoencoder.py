@@ -47,7 +47,10 @@ class Crops(Dataset[Tensor]):
         rng = np.random.default_rng([self.seed, 1, index])
         kind = self.KINDS[index % len(self.KINDS)]
         example = make_example(self.scenes[index], rng, self.palette, task=Task.INPAINTING)
-        pixels = torch.from_numpy(example.colormap if kind == "colormap" else example.image).permute(2, 0, 1).float()[None] / 255
+        pixels = (
+            torch.from_numpy(example.colormap if kind == "colormap" else example.image).permute(2, 0, 1).float()[None]
+            / 255
+        )
         if kind == "hole":
             pixels = control_picture(Task.INPAINTING, pixels, torch.from_numpy(example.coarse_mask)[None])
         top, left = rng.integers(0, self.scenes.size - self.crop + 1, 2)
@@ -55,9 +58,14 @@ class Crops(Dataset[Tensor]):
 
 
 def train_autoencoder(
-    config: AutoencoderConfig, scenes: Scenes, palette: LocationAwarePalette, device: torch.device, workers: int, seed: int
+    config: AutoencoderConfig,
+    scenes: Scenes,
+    palette: LocationAwarePalette,
+    device: torch.device,
+    workers: int,
+    seed: int,
 ) -> AutoencoderTiny:
-    """Train from nothing. Latents are drawn to zero mean and unit deviation a channel, so no scaling factor is needed."""
+    """Train from nothing. Latents are drawn to zero mean and unit deviation, so no scaling factor is needed."""
     torch.manual_seed(seed)
     vae = build_autoencoder(config).to(device, memory_format=torch.channels_last)
     matrices, others = split_parameters(vae)

@@ -1,11 +1,11 @@
 """Every setting of a training run, with its unit. A TOML file gives the values; the command line overrides them."""
 
 import sys
-import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tomllib
 import tyro
 
 from unigs.tasks import Task
@@ -127,7 +127,9 @@ def load_config(argv: list[str] | None = None) -> TrainConfig:
         try:
             config = _from_dict(TrainConfig, tomllib.loads(path.read_text()), str(path))
         except OSError as error:
-            raise SystemExit(f"--config {path}: {error.strerror}; expected a TOML file such as training/configs/tiny.toml") from None
+            raise SystemExit(
+                f"--config {path}: {error.strerror}; expected a TOML file such as training/configs/tiny.toml"
+            ) from None
         except tomllib.TOMLDecodeError as error:
             raise SystemExit(f"--config {path}: not valid TOML: {error}") from None
     return tyro.cli(TrainConfig, default=config, args=argv, prog="python -m training.train_joint")
@@ -149,7 +151,9 @@ def _from_dict(kind: type, values: dict[str, Any], where: str) -> Any:
             value = tuple(value)
         elif isinstance(default, Path):
             value = Path(value)
-        elif default is not None and not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+        elif default is not None and not isinstance(
+            value, (int, float) if isinstance(default, float) else type(default)
+        ):
             raise SystemExit(f"{where}: {name} = {value!r} should be of type {type(default).__name__}")
         setattr(result, name, value)
     return result

@@ -1,7 +1,8 @@
 """Measure a checkpoint on held-out scenes: `python -m training.evaluate [CHECKPOINT] --scenes 256`.
 
-Writes a table to the terminal, and with --output numbers as JSON and contact sheets. Referring stands beside two baselines,
-because an IoU alone looks like progress: the same call with the name of an object that is not there, and the union of all objects.
+Writes a table to the terminal, and with --output numbers as JSON and a contact sheet. Referring stands beside two
+baselines, because an IoU alone looks like progress: the same call with the name of an object that is not there, and the
+union of all objects.
 """
 
 import json
@@ -51,7 +52,7 @@ def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndar
 
 
 def match_entities(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """IoU (T,) of each true mask with the prediction that the best one-to-one matching gives it, 0 where there is none."""
+    """IoU (T,) of each true mask with the prediction that the best one-to-one matching gives it, 0 without one."""
     overlap = intersection_over_union(predicted, truth)
     matched = np.zeros(len(truth))
     rows, columns = linear_sum_assignment(-overlap)
@@ -66,7 +67,9 @@ class Evaluator:
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline, self.config = pipeline, config
 
-    def run(self, task: Task, examples: list[Example], prompts: list[str] | None = None, full: bool = False) -> list[np.ndarray]:
+    def run(
+        self, task: Task, examples: list[Example], prompts: list[str] | None = None, full: bool = False
+    ) -> list[np.ndarray]:
         """The entities' masks (N, H, W) that `task` finds in each example. `full`: without a coarse mask."""
         masks = []
         for start in range(0, len(examples), self.config.batch_size):
@@ -92,10 +95,15 @@ class Evaluator:
             matched = match_entities(masks, truth)
             ious += matched[:-1].tolist()
             hits, found, present = hits + int((matched >= 0.5).sum()), found + len(masks), present + len(truth)
-        return {"mIoU": float(np.mean(ious)), "F1@0.5": 2 * hits / (found + present), "found": found / len(records), "true": present / len(records)}
+        return {
+            "mIoU": float(np.mean(ious)),
+            "F1@0.5": 2 * hits / (found + present),
+            "found": found / len(records),
+            "true": present / len(records),
+        }
 
     def referring(self, records: list[Record]) -> dict[str, float]:
-        """Mean IoU a sample with and without a coarse mask, beside the baselines; share of empty answers for absent objects."""
+        """Mean IoU a sample with and without a coarse mask; the baselines; share of empty answers for absent objects."""
         rng = np.random.default_rng([self.config.seed, 1])
         examples = self.examples(records, Task.REFERRING)
         absent = [str(rng.choice([noun for noun in KINDS if noun not in record.labels])) for record in records]
@@ -103,12 +111,18 @@ class Evaluator:
         everything = [record.masks.any(0) for record in records]
 
         def mean(predicted: list[np.ndarray]) -> float:
-            return float(np.mean([intersection_over_union(p[None], t[None])[0, 0] for p, t in zip(predicted, truth, strict=True)]))
+            return float(
+                np.mean(
+                    [intersection_over_union(p[None], t[None])[0, 0] for p, t in zip(predicted, truth, strict=True)]
+                )
+            )
 
         def union(found: list[np.ndarray]) -> list[np.ndarray]:
             return [masks.any(0) for masks in found]
 
-        wrong = union(self.run(Task.REFERRING, examples, [Task.REFERRING.spec.prompt(noun) for noun in absent], full=True))
+        wrong = union(
+            self.run(Task.REFERRING, examples, [Task.REFERRING.spec.prompt(noun) for noun in absent], full=True)
+        )
         area = truth[0].size
         return {
             "mIoU": mean(union(self.run(Task.REFERRING, examples, full=True))),

@@ -14,7 +14,7 @@ def save_pipeline(pipeline: UniGSPipeline, tokenizer: Path, folder: Path) -> Non
     """Write half-precision safetensors; the folder is put in place only when it is complete.
 
     Args:
-        tokenizer: folder with vocab.json and merges.txt, which hosts with an older transformers need beside tokenizer.json.
+        tokenizer: folder with vocab.json and merges.txt, which an older transformers needs beside tokenizer.json.
     """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -23,9 +23,14 @@ def save_pipeline(pipeline: UniGSPipeline, tokenizer: Path, folder: Path) -> Non
         shutil.copy(tokenizer / name, scratch / "tokenizer" / name)
     # AutoencoderTiny writes a setting that it warns about when it reads it again
     config = scratch / "vae" / "config.json"
-    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "block_out_channels"}, indent=2) + "\n")
+    config.write_text(
+        json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "block_out_channels"}, indent=2)
+        + "\n"
+    )
     for path in scratch.rglob("*.safetensors"):
-        tensors = {name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(path).items()}
+        tensors = {
+            name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(path).items()
+        }
         save_file(tensors, path, metadata={"format": "pt"})
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)

@@ -21,22 +21,41 @@ def build_tokenizer(folder: Path, texts: list[str], config: ModelConfig) -> CLIP
     """
     learner = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary - 2, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=config.vocabulary - 2,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner.train_from_iterator(sorted(set(texts)), trainer)
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in json.loads(learner.to_str())["model"]["merges"]]
+    merges = [
+        " ".join(pair) if isinstance(pair, list) else pair for pair in json.loads(learner.to_str())["model"]["merges"]
+    ]
     # CLIP's order: bytes, bytes that end a word, merges, special tokens
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *(merge.replace(" ", "") for merge in merges), START, END]
+    tokens = [
+        *alphabet,
+        *(f"{byte}</w>" for byte in alphabet),
+        *(merge.replace(" ", "") for merge in merges),
+        START,
+        END,
+    ]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.text_length, "do_lower_case": True, **special}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": config.text_length,
+        "do_lower_case": True,
+        **special,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 

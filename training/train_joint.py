@@ -1,7 +1,7 @@
 """Train UniGS: `python -m training.train_joint --config training/configs/tiny.toml --any.setting value`.
 
-From nothing: first the autoencoder, then text encoder and UNet together, on all tasks at once. Stopped runs go on from their
-last checkpoint when the same command is run again; the result is a pipeline folder `<output_dir>/pipeline`.
+From nothing: first the autoencoder, then text encoder and UNet together, on all tasks at once. Stopped runs go on from
+their last checkpoint when the same command is run again; the result is a pipeline folder `<output_dir>/pipeline`.
 """
 
 import json
@@ -43,7 +43,9 @@ SEGMENTATION = (Task.REFERRING, Task.ENTITY)
 class Examples(Dataset[dict[str, Tensor]]):
     """Training examples by index: the same (seed, index) is always the same example."""
 
-    def __init__(self, scenes: Scenes, palette: LocationAwarePalette, tokenizer: CLIPTokenizer, config: TrainConfig, length: int):
+    def __init__(
+        self, scenes: Scenes, palette: LocationAwarePalette, tokenizer: CLIPTokenizer, config: TrainConfig, length: int
+    ):
         self.scenes, self.palette, self.tokenizer, self.config, self.length = scenes, palette, tokenizer, config, length
 
     def __len__(self) -> int:
@@ -74,7 +76,7 @@ class Examples(Dataset[dict[str, Tensor]]):
 
 @torch.no_grad()
 def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Replace pictures by `latents` (B, 8, h, w) to be denoised, coarse `mask` (B, 1, h, w) and `control` latents (B, 4, h, w).
+    """Pictures become `latents` (B, 8, h, w) to be denoised, coarse `mask` (B, 1, h, w) and `control` (B, 4, h, w).
 
     A control that is the whole image or the colormap is not encoded a second time.
     """
@@ -97,7 +99,7 @@ def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> dict[str, Te
 
 
 def stream_weights(task: Tensor, copied: float) -> Tensor:
-    """(B, 2) loss weights of the picture and the colormap stream; `copied` for the one that the control already shows."""
+    """(B, 2) loss weights of the picture and the colormap stream; `copied` for one that the control already shows."""
     weights = torch.ones(len(task), 2, device=task.device)
     for name in Task:
         rows = task == TASKS.index(name)
@@ -139,7 +141,9 @@ def main(argv: list[str] | None = None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps(asdict(config), indent=2, default=str))
         if not (out / "vae" / "config.json").is_file():
-            vae = train_autoencoder(config.autoencoder, scenes, palette, accelerator.device, config.dataloader_num_workers, config.seed)
+            vae = train_autoencoder(
+                config.autoencoder, scenes, palette, accelerator.device, config.dataloader_num_workers, config.seed
+            )
             vae.save_pretrained(out / "vae")
         build_tokenizer(out / "tokenizer", prompt_words(), config.model)
     accelerator.wait_for_everyone()
@@ -155,7 +159,9 @@ def main(argv: list[str] | None = None) -> None:
     trained = JointModel(text_encoder, unet)
     matrices, others = split_parameters(trained)
     muon = Muon(matrices, lr=config.learning_rate, ns_steps=4)
-    adamw = torch.optim.AdamW(others, lr=config.adam_learning_rate, betas=(0.9, 0.95), weight_decay=config.adam_weight_decay)
+    adamw = torch.optim.AdamW(
+        others, lr=config.adam_learning_rate, betas=(0.9, 0.95), weight_decay=config.adam_weight_decay
+    )
     ema = EMAModel(trained.parameters(), decay=config.ema_decay, foreach=True)
 
     batch_size = config.train_batch_size * accelerator.num_processes
@@ -179,7 +185,9 @@ def main(argv: list[str] | None = None) -> None:
         loader = accelerator.skip_first_batches(loader, step)
 
     # 5. Train
-    progress = tqdm(total=config.max_train_steps, initial=step, desc="joint", unit="step", disable=not accelerator.is_main_process)
+    progress = tqdm(
+        total=config.max_train_steps, initial=step, desc="joint", unit="step", disable=not accelerator.is_main_process
+    )
     for batch in loader:
         rate = learning_rate_factor(step, config)
         for optimizer, base in ((muon, config.learning_rate), (adamw, config.adam_learning_rate)):
@@ -192,13 +200,17 @@ def main(argv: list[str] | None = None) -> None:
         seed = np.random.SeedSequence([config.seed, 3, step, accelerator.process_index]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        timesteps = draw_timesteps(batch["task"], scheduler.config["num_train_timesteps"], config.last_timestep_share, generator)
+        timesteps = draw_timesteps(
+            batch["task"], scheduler.config["num_train_timesteps"], config.last_timestep_share, generator
+        )
         noisy = scheduler.add_noise(latents, noise, timesteps)
         target = scheduler.get_velocity(latents, noise, timesteps)
 
         inputs = unet_input(noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], batch["mask"], batch["control"])
         with accelerator.autocast():
-            velocity = trained(inputs.contiguous(memory_format=torch.channels_last), timesteps, batch["input_ids"], batch["task"])
+            velocity = trained(
+                inputs.contiguous(memory_format=torch.channels_last), timesteps, batch["input_ids"], batch["task"]
+            )
         errors = (velocity.float() - target).square().unflatten(1, (2, LATENT_CHANNELS)).mean((2, 3, 4))  # (B, 2)
         loss = (errors * stream_weights(batch["task"], config.copied_stream_weight)).mean()
         muon.zero_grad()
@@ -282,7 +294,9 @@ def resume(accelerator: Accelerator, config: TrainConfig) -> int:
     else:
         folder = Path(config.resume_from_checkpoint)
         if not folder.is_dir():
-            raise SystemExit(f"--resume-from-checkpoint: {folder} is not a folder; expected a checkpoint-<step> folder or 'latest'")
+            raise SystemExit(
+                f"--resume-from-checkpoint: {folder} is not a folder; expected a checkpoint-<step> folder or 'latest'"
+            )
     accelerator.load_state(str(folder))
     logger.info("resumed %s", folder)
     return int(folder.name.split("-")[-1])

@@ -15,7 +15,10 @@ def validation_sheet(pipeline: UniGSPipeline, scenes: Scenes, columns: int = 8, 
     pipeline.set_progress_bar_config(disable=True)
     rows = []
     for task in Task:
-        examples = [make_example(scenes[i], np.random.default_rng([seed, i]), pipeline.palette, task=task) for i in range(columns)]
+        examples = [
+            make_example(scenes[i], np.random.default_rng([seed, i]), pipeline.palette, task=task)
+            for i in range(columns)
+        ]
         image, colormap = (
             torch.from_numpy(np.stack([getattr(example, name) for example in examples])).permute(0, 3, 1, 2) / 255
             for name in ("image", "colormap")
@@ -30,7 +33,11 @@ def validation_sheet(pipeline: UniGSPipeline, scenes: Scenes, columns: int = 8, 
             generator=torch.Generator().manual_seed(seed),
             output_type="pt",
         )
-        given = colormap if task is Task.SYNTHESIS else torch.where(torch.from_numpy(coarse_mask)[:, None] | (task is Task.ENTITY), image, image / 2)
+        given = (
+            colormap
+            if task is Task.SYNTHESIS
+            else torch.where(torch.from_numpy(coarse_mask)[:, None] | (task is Task.ENTITY), image, image / 2)
+        )
         if task is Task.INPAINTING:
             given = image * ~torch.from_numpy(coarse_mask)[:, None]
         rows += [given, out.images, out.colormaps]

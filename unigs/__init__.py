@@ -4,8 +4,8 @@ Reading order: `pipeline` (the whole system in one call), then `tasks`, `conditi
 `coarse_mask`, `dichotomy`, `entities`, `checkpoints`, `visualize`.
 
 Shape letters used in every file: B batch, N entities, H W pixels, h w latent pixels. Pictures are float [0, 1] BCHW
-inside the engine ([-1, 1] exists only at the VAE), masks are bool, boxes are half-open xyxy pixels, and a coarse mask is
-True where the model has to fill.
+inside the engine ([-1, 1] exists only at the VAE), masks are bool, boxes are half-open xyxy pixels, and a coarse mask
+is True where the model has to fill.
 """
 
 from importlib import import_module

@@ -22,7 +22,9 @@ def check_pipeline_dir(folder: Path | str, class_name: str) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
-        raise FileNotFoundError(f"{str(folder)!r} {what}: expected the folder of a saved {class_name}, with a model_index.json")
+        raise FileNotFoundError(
+            f"{str(folder)!r} {what}: expected the folder of a saved {class_name}, with a model_index.json"
+        )
     index = folder / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(f"no model_index.json in {str(folder)!r}: expected the folder of a saved {class_name}")
@@ -30,5 +32,7 @@ def check_pipeline_dir(folder: Path | str, class_name: str) -> Path:
     if not str(found).startswith(class_name):
         raise ValueError(f"{str(folder)!r} holds a {found}, expected a {class_name}")
     if not any((folder / "unet").glob("*.safetensors")):
-        raise ValueError(f"no .safetensors weights in {str(folder / 'unet')!r}: save the pipeline with safe_serialization=True")
+        raise ValueError(
+            f"no .safetensors weights in {str(folder / 'unet')!r}: save the pipeline with safe_serialization=True"
+        )
     return folder

@@ -1,7 +1,7 @@
 """What the UNet sees for each task. The pipeline, the ComfyUI nodes and the trainer all build their inputs here.
 
-Channel order of the 13 inputs: noisy picture latent 0-3, noisy colormap latent 4-7, coarse mask 8, control latent 9-12; of the 8
-outputs: picture 0-3, colormap 4-7.
+Channel order of the 13 inputs: noisy picture latent 0-3, noisy colormap latent 4-7, coarse mask 8, control latent 9-12;
+of the 8 outputs: picture 0-3, colormap 4-7.
 """
 
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ LATENT_CHANNELS = 4
 HOLE_VALUE = 0.5  # grey: 0 at the VAE, as Stable Diffusion inpainting fills its holes
 
 
-def check_task_inputs(task: Task, *, has_image: bool, has_colormap: bool, has_coarse_mask: bool, has_prompt: bool) -> None:
+def check_task_inputs(
+    task: Task, *, has_image: bool, has_colormap: bool, has_coarse_mask: bool, has_prompt: bool
+) -> None:
     """Raises ValueError naming the input that `task` needs and did not get."""
     spec = task.spec
     if spec.needs_image and not has_image:
@@ -27,7 +29,9 @@ def check_task_inputs(task: Task, *, has_image: bool, has_colormap: bool, has_co
     if not spec.needs_image and not has_colormap:
         raise ValueError(f"task {task.value!r} needs `colormap`: the picture of flat entity colours to paint from")
     if spec.coarse_mask == "required" and not has_coarse_mask:
-        raise ValueError(f"task {task.value!r} needs `coarse_mask`: the region to fill (see unigs.coarse_mask for boxes)")
+        raise ValueError(
+            f"task {task.value!r} needs `coarse_mask`: the region to fill (see unigs.coarse_mask for boxes)"
+        )
     if spec.needs_prompt and not has_prompt:
         raise ValueError(f"task {task.value!r} needs `prompt`: the entities to name, like 'dog and cat'")
 
@@ -68,7 +72,7 @@ def unet_input(image_latents: Tensor, colormap_latents: Tensor, mask: Tensor, co
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column of (..., H, W) until both sides divide by `multiple`; undo with `[..., :H, :W]`."""
+    """Repeat the last row and column of (..., H, W) until `multiple` divides both sides; undo with `[..., :H, :W]`."""
     height, width = x.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     if not bottom and not right:
@@ -88,7 +92,7 @@ def encode_pixels(
 ) -> Tensor:
     """(B, 3, H, W) float [0, 1] -> latents (B, 4, h, w) as the UNet sees them.
 
-    With a generator an AutoencoderKL samples its posterior; without one it gives the mode. AutoencoderTiny has no posterior.
+    With a generator an AutoencoderKL samples its posterior, without one it gives the mode; AutoencoderTiny has none.
     """
     encoded = vae.encode(pixels.to(vae.dtype) * 2 - 1)
     if hasattr(encoded, "latents"):  # AutoencoderTiny

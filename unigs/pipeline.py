@@ -91,8 +91,12 @@ class UniGSPipeline(DiffusionPipeline):
             )
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.palette = LocationAwarePalette.from_config(palette or {})
-        self.register_to_config(palette=self.palette.to_config(), task_defaults=task_defaults or {}, default_size=default_size)
-        levels = len(vae.config["block_out_channels" if isinstance(vae, AutoencoderKL) else "encoder_block_out_channels"])
+        self.register_to_config(
+            palette=self.palette.to_config(), task_defaults=task_defaults or {}, default_size=default_size
+        )
+        levels = len(
+            vae.config["block_out_channels" if isinstance(vae, AutoencoderKL) else "encoder_block_out_channels"]
+        )
         self.vae_scale_factor = 2 ** (levels - 1)
         # sides that the UNet can halve without a remainder
         self.size_multiple = self.vae_scale_factor * 2 ** (len(unet.config["block_out_channels"]) - 1)
@@ -109,7 +113,9 @@ class UniGSPipeline(DiffusionPipeline):
         return pipe if {"dtype", "torch_dtype"} & set(kwargs) else pipe.to(torch.float32)
 
     @classmethod
-    def from_inpainting(cls, folder: str | Path, task_embedding: bool = True, torch_dtype: torch.dtype = torch.float32) -> "UniGSPipeline":
+    def from_inpainting(
+        cls, folder: str | Path, task_embedding: bool = True, torch_dtype: torch.dtype = torch.float32
+    ) -> "UniGSPipeline":
         """A new, untrained UniGS from a Stable Diffusion inpainting model: its UNet widened, the rest as it is.
 
         Args:
@@ -141,7 +147,13 @@ class UniGSPipeline(DiffusionPipeline):
 
     def encode_prompt(self, texts: list[str]) -> Tensor:
         """(B, L, C) embeddings of B texts, padded or cut to the tokenizer's length."""
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt")
+        tokens = self.tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
         return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
 
     @torch.no_grad()
@@ -165,18 +177,18 @@ class UniGSPipeline(DiffusionPipeline):
 
         Args:
             task: "inpainting", "synthesis", "referring" or "entity".
-            image: RGB picture(s) of one size, any size; as a tensor (B, 3, H, W) float in [0, 1]. Not used for synthesis.
-            prompt: the entities to paint or find, one text (or list of nouns) a picture: "dog and cat". Not used by "entity".
-            coarse_mask: where to paint (inpainting) or to look (referring, optional): (H, W) or (B, H, W) bool, or pictures
-                that are white there. A stroke of any shape will do; `unigs.coarse_mask` makes them from boxes.
+            image: RGB picture(s) of one size, any size; as a tensor (B, 3, H, W) float in [0, 1]. Not for synthesis.
+            prompt: the entities to paint or find, one text (or list of nouns) a picture: "dog and cat". Not for entity.
+            coarse_mask: where to paint (inpainting) or to look (referring, optional): (H, W) or (B, H, W) bool, or
+                pictures that are white there. A stroke of any shape will do; `unigs.coarse_mask` makes one from boxes.
             colormap: for synthesis: flat entity colours of `pipe.palette` on black.
             negative_prompt: what guidance leads away from; empty text by default.
-            num_inference_steps, guidance_scale: the checkpoint's own for this task by default; at a scale of 1 the model
-                runs once a step.
-            eta, generator, latents: noise of the DDIM steps, source of all noise, or the starting noise (B, 8, h, w) itself.
+            num_inference_steps, guidance_scale: the checkpoint's own for this task by default; at a scale of 1 the
+                model runs once a step.
+            eta, generator, latents: noise of the DDIM steps, source of all noise, or the starting noise (B, 8, h, w).
             output_type: "pil" pictures or "pt" tensors.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents", "prompt_embeds"}) after each step; it may
-                return changed tensors, and set `pipeline._interrupt = True` to leave out the steps that are left.
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents", "prompt_embeds"}) after each step; it
+                may return changed tensors, and set `pipeline._interrupt = True` to leave out the steps that are left.
 
         Returns:
             Picture, colormap and entities of each. Inpainting returns the pixels outside the coarse mask as they were.
@@ -203,7 +215,9 @@ class UniGSPipeline(DiffusionPipeline):
         texts = [spec.prompt(nouns) for nouns in ([prompt] if prompt is None or isinstance(prompt, str) else prompt)]
         negative_texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or [""]
         lengths = {name: len(value) for name, value in pictures.items()}
-        lengths |= {"prompt": len(texts), "negative_prompt": len(negative_texts)} | ({} if mask is None else {"coarse_mask": len(mask)})
+        lengths |= {"prompt": len(texts), "negative_prompt": len(negative_texts)} | (
+            {} if mask is None else {"coarse_mask": len(mask)}
+        )
         batch = max(lengths.values())
         if unfit := {name: length for name, length in lengths.items() if length not in (1, batch)}:
             raise ValueError(f"inputs of one call must have length 1 or {batch} (the longest), got {unfit}")
@@ -250,7 +264,9 @@ class UniGSPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 noisy = self.scheduler.scale_model_input(latents, t)
-                inputs = unet_input(noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], mask_latents, control_latents)
+                inputs = unet_input(
+                    noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], mask_latents, control_latents
+                )
                 inputs = torch.cat([inputs, inputs]) if guided else inputs
                 predicted = self.unet(inputs, t, encoder_hidden_states=prompt_embeds, class_labels=class_labels).sample
                 if guided:
@@ -258,7 +274,10 @@ class UniGSPipeline(DiffusionPipeline):
                     predicted = without + guidance_scale * (with_words - without)
                 latents = self.scheduler.step(predicted, t, latents, **step_options).prev_sample
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, i, int(t), {"latents": latents, "prompt_embeds": prompt_embeds}) or {}
+                    changed = (
+                        callback_on_step_end(self, i, int(t), {"latents": latents, "prompt_embeds": prompt_embeds})
+                        or {}
+                    )
                     latents = changed.get("latents", latents)
                     prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
                 progress.update()
@@ -276,7 +295,9 @@ class UniGSPipeline(DiffusionPipeline):
         if output_type == "pt":
             return UniGSOutput(images, colormaps, entities)
         return UniGSOutput(
-            [Image.fromarray(pixels) for pixels in _to_uint8(images)], [Image.fromarray(pixels) for pixels in colormap_pixels], entities
+            [Image.fromarray(pixels) for pixels in _to_uint8(images)],
+            [Image.fromarray(pixels) for pixels in colormap_pixels],
+            entities,
         )
 
 
@@ -289,7 +310,9 @@ def _picture_tensor(name: str, value: Pictures) -> Tensor:
     """(B, 3, H, W) float32 [0, 1] on the CPU."""
     if isinstance(value, Tensor):
         if value.ndim != 4 or value.shape[1] != 3 or not value.is_floating_point():
-            raise ValueError(f"`{name}` as a tensor must be float (B, 3, H, W) in [0, 1], got {value.dtype} {tuple(value.shape)}")
+            raise ValueError(
+                f"`{name}` as a tensor must be float (B, 3, H, W) in [0, 1], got {value.dtype} {tuple(value.shape)}"
+            )
         if not 0 <= value.min() <= value.max() <= 1:
             raise ValueError(f"`{name}` as a tensor must lie in [0, 1], got {value.min():.3g} to {value.max():.3g}")
         return value.float().cpu()
@@ -297,7 +320,10 @@ def _picture_tensor(name: str, value: Pictures) -> Tensor:
     if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
         raise ValueError(f"`{name}` must be PIL pictures or a tensor, got {type(value).__name__}")
     if len({picture.size for picture in pictures}) > 1:
-        raise ValueError(f"the pictures of `{name}` must have one size, got {sorted({p.size for p in pictures})}: call once for each size")
+        raise ValueError(
+            f"the pictures of `{name}` must have one size, got {sorted({p.size for p in pictures})}: "
+            "call once for each size"
+        )
     arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
 
@@ -305,15 +331,23 @@ def _picture_tensor(name: str, value: Pictures) -> Tensor:
 def _mask_tensor(value: Masks, size: Sequence[int]) -> Tensor:
     """(B, H, W) float32, 0 or 1, on the CPU."""
     single = isinstance(value, (Image.Image, np.ndarray, Tensor))
-    masks = [np.asarray(mask.convert("L")) > 127 if isinstance(mask, Image.Image) else torch.as_tensor(mask).cpu().numpy() for mask in ([value] if single else value)]
+    masks = [
+        np.asarray(mask.convert("L")) > 127 if isinstance(mask, Image.Image) else torch.as_tensor(mask).cpu().numpy()
+        for mask in ([value] if single else value)
+    ]
     stacked = np.stack(masks) if masks else np.zeros((0, 0, 0))
     if single and stacked.ndim == 4:
         stacked = stacked[0]
     if stacked.ndim != 3 or stacked.shape[1:] != tuple(size):
-        raise ValueError(f"`coarse_mask` must have the picture's height and width {tuple(size)}, got shape {stacked.shape}")
+        raise ValueError(
+            f"`coarse_mask` must have the picture's height and width {tuple(size)}, got shape {stacked.shape}"
+        )
     if stacked.dtype != bool:
         if not np.isin(stacked, (0, 1)).all():
-            raise ValueError(f"`coarse_mask` must be bool, or hold 0 and 1 only, got {stacked.dtype} {stacked.min()} to {stacked.max()}")
+            raise ValueError(
+                "`coarse_mask` must be bool, or hold 0 and 1 only, "
+                f"got {stacked.dtype} {stacked.min()} to {stacked.max()}"
+            )
         stacked = stacked > 0
     if not stacked.any(axis=(1, 2)).all():
         raise ValueError("`coarse_mask` is empty: mark at least one pixel to paint in or to look at")

@@ -29,12 +29,12 @@ class Task(str, Enum):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What one task feeds the UNet, and what happens to the colormap it returns (supplementary of the paper, section 1).
+    """What one task feeds the UNet, and what happens to the colormap it returns (supplementary, section 1).
 
     Attributes:
         id: row of the task embedding.
-        control: the picture that the VAE encodes as control: the image with the coarse mask cut out, the whole image, or
-            the colormap.
+        control: the picture that the VAE encodes as control: the image with the coarse mask cut out, the whole image,
+            or the colormap.
         coarse_mask: whether the caller must give one, may give one (default: everything), or it is always everything.
         prompt_template: prompt with `{nouns}` where the named entities go; without it the text is fixed.
         keep_background: whether the background cluster of the decoded colormap is an entity too.
@@ -70,7 +70,9 @@ class TaskSpec:
             return self.prompt_template
         text = (nouns if isinstance(nouns, str) else join_nouns(nouns or [])).strip()
         if not text:
-            raise ValueError(f"this task needs a prompt that names what to look for or paint, like 'dog and cat'; got {nouns!r}")
+            raise ValueError(
+                f"this task needs a prompt that names what to look for or paint, like 'dog and cat'; got {nouns!r}"
+            )
         if text.lower().startswith(self.prefix):
             return text
         return self.prompt_template.format(nouns=text.rstrip(". "))

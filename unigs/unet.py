@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 
 from .tasks import Task
 
-# input channels of an inpainting UNet (noisy latent 0-3, mask 4, masked latent 5-8): where each goes among the 13 of UniGS
+# where the input channels of an inpainting UNet (noisy latent 0-3, mask 4, masked latent 5-8) go among the 13 of UniGS
 INPUT_CHANNELS = [0, 1, 2, 3, 8, 9, 10, 11, 12]
 
 
@@ -28,7 +28,9 @@ def widen_unet(unet: UNet2DConditionModel, task_embedding: bool = True) -> UNet2
     channels = unet.config["in_channels"], unet.config["out_channels"]
     if channels != (9, 4):
         hint = "it is widened already" if channels == (13, 8) else "expected an inpainting UNet"
-        raise ValueError(f"widen_unet needs a UNet with 9 input and 4 output channels, got {channels[0]} and {channels[1]}: {hint}")
+        raise ValueError(
+            f"widen_unet needs a UNet with 9 input and 4 output channels, got {channels[0]} and {channels[1]}: {hint}"
+        )
     if unet.config["class_embed_type"] or unet.config["num_class_embeds"]:
         raise ValueError("widen_unet needs a UNet without class embeddings: their place is taken by the task embedding")
 

@@ -144,7 +144,9 @@ def test_guidance(pipe):
     plain, guided = run(pipe, "synthesis", guidance_scale=1.0), run(pipe, "synthesis", guidance_scale=4.0)
     assert not torch.allclose(plain.images, guided.images)
     away = run(pipe, "synthesis", guidance_scale=4.0, negative_prompt=Task.SYNTHESIS.spec.prompt("dog on grass"))
-    torch.testing.assert_close(away.images, plain.images, rtol=0, atol=1e-3)  # towards = away from: nothing is left to guide
+    torch.testing.assert_close(
+        away.images, plain.images, rtol=0, atol=1e-3
+    )  # towards = away from: nothing is left to guide
 
 
 def test_callback_and_interrupt(pipe):
@@ -217,15 +219,22 @@ def test_wrong_checkpoints(tmp_path, pipe):
 def test_from_inpainting(pipe, tmp_path):
     """A Stable Diffusion inpainting folder as diffusers writes it, with small random models."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=16, in_channels=9, block_out_channels=(16, 32), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    unet = UNet2DConditionModel(sample_size=16, in_channels=9, block_out_channels=(16, 32), norm_num_groups=4,
+        layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128, attention_head_dim=4)  # fmt: skip
     vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
     text_encoder = CLIPTextModel(pipe.text_encoder.config)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     StableDiffusionInpaintPipeline(
-        vae, text_encoder, pipe.tokenizer, unet, scheduler, None, None, requires_safety_checker=False  # pyright: ignore[reportArgumentType]
+        vae,
+        text_encoder,
+        pipe.tokenizer,
+        unet,
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
     ).save_pretrained(tmp_path)
     widened = UniGSPipeline.from_inpainting(tmp_path)
     widened.set_progress_bar_config(disable=True)

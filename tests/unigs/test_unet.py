@@ -41,7 +41,12 @@ def test_picture_half_is_the_inpainting_unet_whatever_the_colormap_holds(task_em
     wide = widen_unet(narrow, task_embedding)
     assert type(wide) is UNet2DConditionModel
     assert (wide.config["in_channels"], wide.config["out_channels"]) == (13, 8)
-    image, mask, control, words = torch.randn(2, 4, 8, 8), torch.rand(2, 1, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8)
+    image, mask, control, words = (
+        torch.randn(2, 4, 8, 8),
+        torch.rand(2, 1, 8, 8),
+        torch.randn(2, 4, 8, 8),
+        torch.randn(2, 5, 8),
+    )
     expected = narrow(torch.cat([image, mask, control], 1), 500, words).sample
     for scale in (0.0, 1.0, 100.0):
         for task in Task:
@@ -69,7 +74,9 @@ def test_the_given_unet_is_left_as_it_is():
     assert all(torch.equal(value, before[name]) for name, value in narrow.state_dict().items())
 
 
-@pytest.mark.parametrize("channels, hint", [((4, 4), "expected an inpainting UNet"), ((13, 8), "it is widened already")])
+@pytest.mark.parametrize(
+    "channels, hint", [((4, 4), "expected an inpainting UNet"), ((13, 8), "it is widened already")]
+)
 def test_other_unets_are_refused(channels, hint):
     with pytest.raises(ValueError, match=f"got {channels[0]} and {channels[1]}: {hint}"):
         widen_unet(small_unet(*channels))

@@ -1,7 +1,7 @@
 """Scenes composed on the fly: sprites with exact masks and names on simple backgrounds.
 
-The sprites are Microsoft's Fluent Emoji (MIT licence) as packaged in `@lobehub/fluent-emoji-3d`; they are not part of this
-project. `python -m training.datasets.scenes` fetches them with npm.
+The sprites are Microsoft's Fluent Emoji (MIT licence) as packaged in `@lobehub/fluent-emoji-3d`; they are not part of
+this project. `python -m training.datasets.scenes` fetches them with npm.
 """
 
 import re
@@ -19,7 +19,7 @@ from unigs.tasks import TASKS
 
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 
-# noun -> code point of its sprite. The two tables are the split by object identity: a held-out kind is never trained on.
+# noun -> code point of its sprite. The two tables are the split by object identity: held-out kinds are never trained on.
 KINDS = {
     "dog": "1f436", "cat": "1f431", "frog": "1f438", "fish": "1f420", "duck": "1f986", "penguin": "1f427",
     "apple": "1f34e", "banana": "1f34c", "strawberry": "1f353", "burger": "1f354", "pizza": "1f355", "cake": "1f382",
@@ -61,7 +61,8 @@ class SpriteLibrary:
             files = [path for path in (Path(folder) / f"{code}.webp", Path(folder) / f"{code}.png") if path.is_file()]
             if not files:
                 raise FileNotFoundError(
-                    f"no sprite {code}.webp for {noun!r} in {str(folder)!r}: run `python -m training.datasets.scenes` once to fetch them"
+                    f"no sprite {code}.webp for {noun!r} in {str(folder)!r}: "
+                    "run `python -m training.datasets.scenes` once to fetch them"
                 )
             with Image.open(files[0]) as sprite:
                 trimmed = sprite.convert("RGBA")
@@ -122,7 +123,9 @@ def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int)
     """The sprite somewhere on an empty canvas: premultiplied colour (H, W, 3) in 0-255, alpha (H, W) in [0, 1]."""
     longest = size * rng.uniform(0.36, 0.56) * (1.2 if count == 1 else 1.0)
     scale = longest / max(sprite.size)
-    small = sprite.resize((max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.BILINEAR)
+    small = sprite.resize(
+        (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.BILINEAR
+    )
     if rng.random() < 0.5:
         small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     x = int(rng.integers(0, size - small.width + 1))
@@ -151,7 +154,9 @@ def prompt_words() -> list[str]:
     """Every word that a prompt about scenes may hold, counted plurals and kinds for later included."""
     nouns = [*KINDS, *HELD_OUT_KINDS]
     phrases = [spec.prompt_template.format(nouns="and") for spec in TASKS.values()]
-    words = " ".join([*phrases, *nouns, *(f"{noun}s" for noun in nouns), *PLACES, *map(str, range(10)), "a the of in with , ."])
+    words = " ".join(
+        [*phrases, *nouns, *(f"{noun}s" for noun in nouns), *PLACES, *map(str, range(10)), "a the of in with , ."]
+    )
     return re.findall(r"\w+|[^\w\s]", words)
 
 
@@ -166,7 +171,10 @@ def fetch_sprites(folder: Path | str) -> Path:
         return folder
     npm = shutil.which("npm")
     if npm is None:
-        raise RuntimeError(f"npm is needed to fetch {SPRITE_PACKAGE}: install Node.js, or unpack the package's assets into {str(folder)!r}")
+        raise RuntimeError(
+            f"npm is needed to fetch {SPRITE_PACKAGE}: install Node.js, "
+            f"or unpack the package's assets into {str(folder)!r}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         result = subprocess.run([npm, "pack", "--silent", SPRITE_PACKAGE], cwd=scratch, capture_output=True, text=True)
         if result.returncode:
