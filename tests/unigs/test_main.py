@@ -1,0 +1,247 @@
+"""The command line: what each command writes, and one line for each thing that can be wrong.
+
+The weights of the bundled model get better with time, so nothing here depends on what it finds.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unigs import __main__ as command_line
+from unigs.__main__ import main
+from unigs.checkpoints import bundled_model_dir
+from unigs.palette import LocationAwarePalette
+
+needs_model = pytest.mark.skipif(
+    not (bundled_model_dir() / "unet" / "diffusion_pytorch_model.safetensors").is_file(),
+    reason="the bundled model is not in this checkout",
+)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A picture of 96 x 64 pixels (width x height), with a disc and a square."""
+    pixels = np.full((64, 96, 3), (120, 180, 240), np.uint8)
+    pixels[40:] = (90, 160, 70)
+    pixels[20:50, 10:40] = (200, 30, 60)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def masks():
+    masks = np.zeros((3, 64, 96), bool)
+    masks[0, 5:40, 5:40] = True
+    masks[1, 30:60, 50:90] = True
+    masks[2, 3:6, 90:93] = True
+    return masks
+
+
+def check_folder(folder, size):
+    """Pictures of one size, and masks that are those of entities.json. Returns what entities.json holds."""
+    data = json.loads((folder / "entities.json").read_text())
+    assert data["size"] == [size[1], size[0]]
+    assert Image.open(folder / "overlay.png").size == size
+    names = [entity["mask"] for entity in data["entities"]]
+    assert sorted(names) == sorted(path.name for path in folder.glob("mask_*.png"))
+    for entity in data["entities"]:
+        mask = np.asarray(Image.open(folder / entity["mask"])) > 0
+        assert mask.shape == (size[1], size[0])
+        assert mask.sum() == entity["area"]
+        y, x = np.nonzero(mask)
+        assert entity["box"] == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert 0 <= entity["score"] <= 1
+        assert entity["rle"]["size"] == data["size"]
+    return data
+
+
+def test_decode_writes_everything_and_takes_several_pictures(tmp_path, masks, capsys):
+    palette = LocationAwarePalette()
+    (tmp_path / "other").mkdir()
+    paths = [tmp_path / "map.png", tmp_path / "other" / "map.png"]
+    Image.fromarray(palette.encode(masks)).save(paths[0])
+    Image.fromarray(palette.encode(masks[:1])).save(paths[1])
+    out = tmp_path / "out"
+    assert main(["decode", *map(str, paths), "--out", str(out)]) == 0
+    first, second = check_folder(out / "map", (96, 64)), check_folder(out / "map_2", (96, 64))
+    assert [entity["area"] for entity in first["entities"]] == [1225, 1200, 9]
+    assert [entity["color"] for entity in second["entities"]] == palette.assign(masks[:1]).tolist()
+    assert (np.asarray(Image.open(out / "map" / "mask_002.png")) > 0).tolist() == masks[1].tolist()
+    assert Image.open(out / "map" / "tree.png").mode == "RGB"
+    assert "map_2: 1 entity in" in capsys.readouterr().out
+    # Fewer entities the second time: the masks of the first run are gone.
+    assert main(["decode", str(paths[0]), "--out", str(out), "--min-area", "100"]) == 0
+    assert len(check_folder(out / "map", (96, 64))["entities"]) == 2
+    assert main(["decode", str(paths[0]), "--out", str(out), "--keep-background"]) == 0
+    assert len(check_folder(out / "map", (96, 64))["entities"]) == 4
+
+
+@needs_model
+def test_segment_keeps_the_size_and_gives_the_same_again(tmp_path, photo):
+    folders = [tmp_path / "a" / "photo", tmp_path / "b" / "photo"]
+    for folder in folders:
+        assert main(["segment", str(photo), "--steps", "1", "--seed", "3", "--out", str(folder.parent)]) == 0
+        assert check_folder(folder, (96, 64))["task"] == "entity"
+    for name in ("picture.png", "colormap.png", "entities.json"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+@needs_model
+def test_inpaint_changes_only_the_region(tmp_path, photo):
+    arguments = ["inpaint", str(photo), "--prompt", "cat", "--steps", "1", "--out", str(tmp_path / "out")]
+    region = np.zeros((64, 96), bool)
+    region[20:50, 30:70] = True
+    mask = tmp_path / "mask.png"
+    Image.fromarray(region).save(mask)
+    before = np.asarray(Image.open(photo))
+    assert main([*arguments, "--mask", str(mask)]) == 0
+    folder = tmp_path / "out" / "photo"
+    data = check_folder(folder, (96, 64))
+    assert (data["task"], data["prompt"], data["source"]) == ("inpainting", "cat", str(photo))
+    after = np.asarray(Image.open(folder / "picture.png"))
+    assert (after[~region] == before[~region]).all()
+    assert (after[region] != before[region]).any()
+    assert (np.asarray(Image.open(folder / "coarse_mask.png")) == region).all()
+    assert main([*arguments, "--boxes", "30,20,70,50", "--shape", "box"]) == 0
+    region = np.asarray(Image.open(folder / "coarse_mask.png"))
+    assert region[20:50, 30:70].all()
+    assert (np.asarray(Image.open(folder / "picture.png"))[~region] == before[~region]).all()
+
+
+@needs_model
+def test_large_pictures_are_shrunk_and_boxes_with_them(tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (512, 256), "orange").save(path)
+    arguments = ["refer", str(path), "--prompt", "cat", "--steps", "1", "--boxes", "256,128,512,256", "--shape", "box"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    check_folder(tmp_path / "large", (128, 64))
+    region = np.asarray(Image.open(tmp_path / "large" / "coarse_mask.png"))
+    assert region[32:, 64:].all()
+    assert not region[:, :38].any()
+    assert main([*arguments, "--out", str(tmp_path), "--size", "0"]) == 0
+    check_folder(tmp_path / "large", (512, 256))
+
+
+@needs_model
+def test_synthesize_takes_masks_or_colormaps(tmp_path, masks):
+    paths = [tmp_path / f"{name}.png" for name in ("dog", "cat")]
+    for path, mask in zip(paths, masks[:2], strict=True):
+        Image.fromarray(mask).save(path)
+    arguments = ["synthesize", "--prompt", "dog and cat", "--steps", "1", "--out", str(tmp_path)]
+    assert main([*arguments, "--masks", *map(str, paths)]) == 0
+    check_folder(tmp_path / "masks", (96, 64))
+    given = tmp_path / "masks" / "given_colormap.png"
+    palette = LocationAwarePalette(5, order="smooth")  # the bundled model's own, not the default one
+    assert (np.asarray(Image.open(given)) == palette.encode(masks[:2])).all()
+    assert main([*arguments, "--colormap", str(given)]) == 0
+    for name in ("picture.png", "colormap.png"):
+        assert (tmp_path / "given_colormap" / name).read_bytes() == (tmp_path / "masks" / name).read_bytes()
+
+
+@needs_model
+@pytest.mark.skipif(not command_line.WORKFLOWS.is_dir(), reason="the example pictures are not in this checkout")
+def test_the_demo_runs_all_four_tasks(tmp_path, capsys):
+    assert main(["demo", "--steps", "1", "--out", str(tmp_path)]) == 0
+    for task in ("entity", "inpainting", "referring", "synthesis"):
+        check_folder(tmp_path / task, Image.open(tmp_path / task / "picture.png").size)
+    assert Image.open(tmp_path / "contact_sheet.png").width > 500
+    assert str(tmp_path / "contact_sheet.png") in capsys.readouterr().out
+
+
+def test_the_demo_says_when_the_examples_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "WORKFLOWS", tmp_path)
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "the example pictures are not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["decode", "nowhere.png"], "there is no file 'nowhere.png'"),
+        (["decode", "TEXT"], "cannot be read as a picture"),
+        (["decode", "PHOTO", "--delta", "0"], "delta must be a positive number"),
+        (["decode", "PHOTO", "--min-area", "-1"], "must not be negative"),
+        (["segment", "nowhere.png"], "there is no file"),
+        (["segment", "PHOTO", "--checkpoint", "nowhere"], "'nowhere' does not exist"),
+        (
+            ["refer", "PHOTO", "--prompt", "cat", "--mask", "PHOTO", "--mask", "PHOTO"],
+            "one for each of the 1 pictures; got 2",
+        ),
+        (["synthesize", "--prompt", "cat", "--masks", "nowhere.png"], "there is no file"),
+        (["synthesize", "--prompt", "cat", "--masks", "PHOTO", "LARGE"], "the masks must have one size"),
+        (["synthesize", "--prompt", "cat", "--masks", "BLACK"], "is empty: white marks the region"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, photo, capsys):
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "large.png")
+    Image.new("RGB", (96, 64)).save(tmp_path / "black.png")
+    (tmp_path / "text.png").write_text("no picture")
+    names = {
+        "PHOTO": photo,
+        "LARGE": tmp_path / "large.png",
+        "BLACK": tmp_path / "black.png",
+        "TEXT": tmp_path / "text.png",
+    }
+    assert main([str(names.get(a, a)) for a in arguments] + ["--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith(f"unigs {arguments[0]}: error: ")
+
+
+@needs_model
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["inpaint", "PHOTO", "--prompt", "cat", "--boxes", "500,0,600,9"], "box 0 .* outside the picture of 96 x 64"),
+        (["inpaint", "PHOTO", "--prompt", "cat", "--boxes", "9,0,3,9"], "box 0 .* empty"),
+        (["inpaint", "PHOTO", "--prompt", " ", "--boxes", "0,0,9,9"], "prompt"),
+        (["refer", "PHOTO", "--prompt", "cat", "--mask", "LARGE"], "the mask .* has 200 x 100 pixels, the picture"),
+        (["segment", "PHOTO", "--steps", "0"], "num_inference_steps"),
+        (["segment", "PHOTO", "--device", "toaster"], "device 'toaster' cannot be used"),
+    ],
+)
+def test_wrong_input_that_only_the_model_can_tell(arguments, message, tmp_path, photo, capsys):
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "large.png")
+    names = {"PHOTO": photo, "LARGE": tmp_path / "large.png"}
+    assert main([str(names.get(a, a)) for a in arguments] + ["--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"unigs {arguments[0]}: error: ")
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["inpaint", "photo.png", "--prompt", "cat"],
+        ["inpaint", "photo.png", "--boxes", "0,0,9,9"],
+        ["inpaint", "photo.png", "--prompt", "cat", "--boxes", "0,0,9"],
+        ["inpaint", "photo.png", "--prompt", "cat", "--boxes", "a,b,c,d"],
+        ["synthesize", "--prompt", "cat"],
+        ["segment", "photo.png", "--steps", "many"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert "usage: unigs" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from unigs.__main__ import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith("False")
+    for command in ("demo", "inpaint", "synthesize", "refer", "segment", "decode"):
+        assert command in result.stdout
+        done = subprocess.run([sys.executable, "-m", "unigs", command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "--out DIR" in done.stdout

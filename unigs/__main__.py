@@ -1,0 +1,397 @@
+"""The command line: `python -m unigs {demo,inpaint,synthesize,refer,segment,decode}`.
+
+Every picture gets a folder of its own with what the model painted (picture.png), its colormap (colormap.png), one PNG
+for each entity (mask_001.png, white is the entity), an overlay and entities.json (boxes, areas, scores, colours, COCO
+run-length codes). Wrong input gives one line on standard error and the exit code 2.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .coarse_mask import coarse_mask
+from .dichotomy import decode_colormap
+from .entities import Entities
+from .tasks import Task
+from .visualize import contact_sheet, dichotomy_tree, overlay
+
+if TYPE_CHECKING:  # torch and diffusers take seconds to load, and `--help` and `decode` need neither
+    from .pipeline import UniGSPipeline
+
+# The example pictures, their prompts and boxes: the templates for ComfyUI, in a checkout beside this package.
+WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+
+
+class Painted(NamedTuple):
+    """What the pipeline made of one picture, and the seconds it took."""
+
+    picture: Image.Image
+    colormap: Image.Image
+    entities: Entities
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, or 2 for wrong input, or 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"unigs {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def inpaint(options: argparse.Namespace) -> None:
+    """Paint new entities into a region of each picture."""
+    _run_on_pictures(Task.INPAINTING, options)
+
+
+def refer(options: argparse.Namespace) -> None:
+    """Find what the prompt names in each picture."""
+    _run_on_pictures(Task.REFERRING, options)
+
+
+def segment(options: argparse.Namespace) -> None:
+    """Find every entity of each picture."""
+    _run_on_pictures(Task.ENTITY, options)
+
+
+def synthesize(options: argparse.Namespace) -> None:
+    """Paint a picture for each colormap, or for one set of masks."""
+    given = _named(options.colormap or [])
+    masks = [_read_mask(path) for path in options.masks or []]
+    if len({mask.size for mask in masks}) > 1:
+        raise ValueError(f"the masks must have one size, got {sorted({mask.size for mask in masks})} (width, height)")
+    pipe = _load_pipeline(options)
+    limit, nearest = _limit(options, pipe), Image.Resampling.NEAREST
+    colormaps = {name: _fit(_read_picture(path), limit, nearest) for name, path in given.items()}
+    if masks:
+        encoded = pipe.palette.encode([np.asarray(_fit(mask, limit, nearest)) > 127 for mask in masks])
+        colormaps["masks"] = Image.fromarray(encoded)
+    for name, colormap in colormaps.items():
+        painted = _call(pipe, Task.SYNTHESIS, options, colormap=colormap)
+        _save(options.out / name, painted, _facts(Task.SYNTHESIS, options), {"given_colormap": colormap})
+
+
+def decode(options: argparse.Namespace) -> None:
+    """Decode colormaps into entities, without a model."""
+    for name, path in _named(options.pictures).items():
+        colormap = _read_picture(path)
+        start = time.perf_counter()
+        entities = decode_colormap(colormap, options.keep_background, options.delta, options.min_area)
+        seconds = time.perf_counter() - start
+        folder = options.out / name
+        _save_entities(folder, colormap, entities, {"task": "decode", "source": str(path)}, seconds)
+        dichotomy_tree(colormap, options.delta).save(folder / "tree.png")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """All four tasks on the example pictures that come with the project, and one sheet of everything."""
+    examples = _examples()
+    pipe = _load_pipeline(options)
+    rows, captions = [], []
+    for task, path, prompt, boxes in examples:
+        picture = _fit(_read_picture(path), _limit(options, pipe))
+        inputs: dict[str, Any] = {"image": picture}
+        options.prompt, where = prompt, None
+        if task is Task.SYNTHESIS:  # the layout of the example picture, as the model itself sees it
+            found = _call(pipe, Task.ENTITY, options, image=picture)
+            things = decode_colormap(found.colormap, min_area=picture.width * picture.height // 400)
+            where = Image.fromarray(pipe.palette.encode(things.masks))
+            inputs = {"colormap": where}
+        elif boxes:
+            region = coarse_mask(boxes, (picture.height, picture.width), "curve", options.seed)
+            inputs["coarse_mask"], where = region, Image.fromarray(region)
+        painted = _call(pipe, task, options, **inputs)
+        _save(options.out / task.value, painted, _facts(task, options), {"given": picture, "where": where})
+        rows.append([picture, where, painted.picture, painted.colormap, overlay(painted.picture, painted.entities)])
+        captions.append(f"{task.value}: {prompt}" if prompt else task.value)
+    sheet = options.out / "contact_sheet.png"
+    contact_sheet(rows, ["given", "where", "picture", "colormap", "entities"], captions).save(sheet)
+    print(f"all of it on one sheet: {sheet}")
+
+
+def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
+    pictures = _named(options.pictures)
+    masks = getattr(options, "mask", None) or []
+    if len(masks) not in (0, 1, len(pictures)):
+        raise ValueError(f"expected one mask, or one for each of the {len(pictures)} pictures; got {len(masks)}")
+    pipe = _load_pipeline(options)
+    for index, (name, path) in enumerate(pictures.items()):
+        original = _read_picture(path)
+        picture = _fit(original, _limit(options, pipe))
+        region = None
+        if masks:
+            mask = _read_mask(masks[index % len(masks)])
+            if mask.size != original.size:
+                raise ValueError(
+                    f"the mask {masks[index % len(masks)]} has {mask.width} x {mask.height} pixels, "
+                    f"the picture {path} {original.width} x {original.height} (width x height)"
+                )
+            region = np.asarray(mask.resize(picture.size, Image.Resampling.NEAREST)) > 127
+        elif getattr(options, "boxes", None):
+            boxes = np.array(options.boxes) * np.tile(np.array(picture.size) / original.size, 2)
+            region = coarse_mask(boxes, (picture.height, picture.width), options.shape, options.seed)
+        painted = _call(pipe, task, options, image=picture, coarse_mask=region)
+        where = None if region is None else Image.fromarray(region)
+        _save(options.out / name, painted, {**_facts(task, options), "source": str(path)}, {"coarse_mask": where})
+
+
+def _load_pipeline(options: argparse.Namespace) -> "UniGSPipeline":
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from .pipeline import UniGSPipeline
+
+    for library in (diffusers_logging, transformers_logging):  # what they tell is for people who write pipelines
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        pipe = UniGSPipeline.from_pretrained(options.checkpoint)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return pipe.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {error}") from error
+
+
+def _call(pipe: "UniGSPipeline", task: Task, options: argparse.Namespace, **inputs: Any) -> Painted:
+    """One picture through the pipeline. The seed starts anew, whatever ran before."""
+    import torch
+
+    start = time.perf_counter()
+    result = pipe(
+        task,
+        prompt=options.prompt if task.spec.needs_prompt else None,
+        negative_prompt=getattr(options, "negative", None),
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        generator=torch.Generator().manual_seed(options.seed),
+        **inputs,
+    )
+    picture, colormap = cast(Image.Image, result.images[0]), cast(Image.Image, result.colormaps[0])
+    return Painted(picture, colormap, result.entities[0], time.perf_counter() - start)
+
+
+def _limit(options: argparse.Namespace, pipe: "UniGSPipeline") -> int:
+    """Longest side in pixels to work at; 0 for no limit."""
+    return pipe.default_size if options.size is None else options.size
+
+
+def _fit(picture: Image.Image, limit: int, method: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """The picture, shrunk if its longest side is above the limit."""
+    scale = limit / max(picture.size)
+    if not limit or scale >= 1:
+        return picture
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), method)
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Paths by the name of the folder for their results; a name that occurs again gets a number."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        name, number = path.stem, 2
+        while name in named:
+            name, number = f"{path.stem}_{number}", number + 1
+        if not path.is_file():
+            raise ValueError(f"there is no file {str(path)!r}")
+        named[name] = path
+    return named
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {str(path)!r}") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
+
+
+def _read_picture(path: Path) -> Image.Image:
+    return _open(path).convert("RGB")
+
+
+def _read_mask(path: Path) -> Image.Image:
+    mask = _open(path).convert("L")
+    if not (np.asarray(mask) > 127).any():
+        raise ValueError(f"the mask {str(path)!r} is empty: white marks the region")
+    return mask
+
+
+def _facts(task: Task, options: argparse.Namespace) -> dict[str, Any]:
+    facts = {"task": task.value, "prompt": options.prompt if task.spec.needs_prompt else None, "seed": options.seed}
+    return {**facts, "checkpoint": None if options.checkpoint is None else str(options.checkpoint)}
+
+
+def _save(folder: Path, painted: Painted, facts: dict[str, Any], given: dict[str, Image.Image | None]) -> None:
+    _save_entities(folder, painted.picture, painted.entities, facts, painted.seconds)
+    for name, image in {"picture": painted.picture, "colormap": painted.colormap, **given}.items():
+        if image is not None:
+            image.save(folder / f"{name}.png")
+
+
+def _save_entities(
+    folder: Path, picture: Image.Image, entities: Entities, facts: dict[str, Any], seconds: float
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("mask_*.png"):  # of an earlier run, which may have found more
+        old.unlink()
+    data = {**facts, **entities.to_dict()}
+    for mask, entity in zip(entities.masks, data["entities"], strict=True):
+        entity["mask"] = f"mask_{entity['id']:03d}.png"
+        Image.fromarray(mask).save(folder / entity["mask"])
+    overlay(picture, entities).save(folder / "overlay.png")
+    (folder / "entities.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    count = f"{len(entities)} entit{'y' if len(entities) == 1 else 'ies'}"
+    print(f"{folder.name}: {count} in {seconds:.2f} s -> {folder}", flush=True)
+
+
+def _examples() -> list[tuple[Task, Path, str, list[list[float]] | None]]:
+    """Task, picture, prompt and boxes of every example: those of the ComfyUI templates."""
+    examples = []
+    for file in sorted(WORKFLOWS.glob("*.json")):
+        settings: dict[str, list[list[Any]]] = {}
+        for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
+            settings.setdefault(node["type"], []).append(node.get("widgets_values"))
+        # The template for synthesis makes its layout by segmenting a picture, in a sampler before the one it is about.
+        task, prompt = max((values[:2] for values in settings["UniGSSampler"]), key=lambda v: v[0] != Task.ENTITY.value)
+        boxes = settings.get("UniGSCoarseMaskFromBox")
+        picture = WORKFLOWS / "inputs" / settings["LoadImage"][0][0]
+        examples.append((Task.parse(task), picture, prompt, _boxes(boxes[0][0]) if boxes else None))
+    if not examples:
+        raise ValueError(
+            f"the example pictures are not installed (looked in {WORKFLOWS}): run the demo from a checkout of the "
+            "project, or try `unigs segment` on a picture of your own"
+        )
+    return examples
+
+
+def _boxes(text: str) -> list[list[float]]:
+    try:
+        boxes = [[float(number) for number in box.split(",")] for box in text.strip(" ;").split(";")]
+    except ValueError:
+        boxes = []
+    if not boxes or any(len(box) != 4 for box in boxes):
+        raise argparse.ArgumentTypeError(f"expected boxes like 'x1,y1,x2,y2;x1,y1,x2,y2' in pixels, got {text!r}")
+    return boxes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unigs",
+        description="One diffusion model that paints pictures and the masks of their entities, and segments pictures.",
+        epilog="`unigs COMMAND --help` tells the options of a command. Results go to one folder a picture.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=Path("unigs-output"),
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
+    )
+    model = argparse.ArgumentParser(add_help=False, parents=[output])
+    group = model.add_argument_group("model")
+    group.add_argument("--checkpoint", type=Path, metavar="DIR", help="a saved pipeline (default: the bundled model)")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps (default: the checkpoint's, for the task)"
+    )
+    group.add_argument(
+        "--guidance",
+        type=float,
+        metavar="S",
+        help="guidance scale, 1 is none (default: the checkpoint's, for the task)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise and of curves (default: 0)")
+    group.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="shrink pictures whose longest side is above this; 0: never (default: what the checkpoint was trained on)",
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    words = {"required": True, "metavar": "TEXT"}
+    shape_help = "what boxes become: a blob or a larger box (default: %(default)s)"
+    boxes_help = "regions in pixels of the picture, two corners each: 'x1,y1,x2,y2;x1,y1,x2,y2'"
+    mask_help = "picture of the region, white inside; for several pictures, one for all or one each in turn"
+
+    def add(run: Any, summary: str, example: str, parent: argparse.ArgumentParser = model) -> argparse.ArgumentParser:
+        name = run.__name__
+        epilog = f"example: unigs {name} {example}"
+        command = commands.add_parser(name, parents=[parent], help=summary, description=run.__doc__, epilog=epilog)
+        command.set_defaults(run=run)
+        return command
+
+    add(demo, "all four tasks on the example pictures, on one contact sheet", "--out pictures")
+
+    command = add(
+        inpaint,
+        "paint new entities into regions of a picture",
+        "photo.png --prompt 'dog and cat' --boxes '20,30,70,90;80,40,120,99'",
+    )
+    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    command.add_argument("--prompt", help="what to paint, from left to right: 'dog and cat'", **words)
+    command.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
+    region = command.add_mutually_exclusive_group(required=True)
+    region.add_argument("--boxes", type=_boxes, metavar="BOXES", help=boxes_help)
+    region.add_argument("--mask", action="append", type=Path, metavar="FILE", help=mask_help)
+    command.add_argument("--shape", choices=("curve", "box"), default="curve", help=shape_help)
+
+    command = add(
+        synthesize, "paint a picture from a layout of entities", "--prompt 'dog and cat' --masks dog.png cat.png"
+    )
+    command.add_argument("--prompt", help="what the entities are, from left to right: 'dog and cat'", **words)
+    command.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
+    layout = command.add_mutually_exclusive_group(required=True)
+    layout.add_argument("--masks", nargs="+", type=Path, metavar="FILE", help="one mask an entity, white inside")
+    layout.add_argument(
+        "--colormap", nargs="+", type=Path, metavar="FILE", help="in colours of the checkpoint's palette"
+    )
+
+    command = add(refer, "find what a text names", "photo.png --prompt dog")
+    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    command.add_argument("--prompt", help="what to find: 'dog', or 'dog and cat'", **words)
+    region = command.add_mutually_exclusive_group()
+    region.add_argument("--boxes", type=_boxes, metavar="BOXES", help=f"look only near these {boxes_help}")
+    region.add_argument("--mask", action="append", type=Path, metavar="FILE", help=f"look only here: {mask_help}")
+    command.add_argument("--shape", choices=("curve", "box"), default="curve", help=shape_help)
+
+    command = add(segment, "find every entity", "photo.png another.png --out found")
+    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+
+    command = add(decode, "decode a colormap into entities, without a model", "colormap.png", output)
+    command.add_argument("pictures", nargs="+", type=Path, metavar="COLORMAP")
+    command.add_argument("--keep-background", action="store_true", help="black is an entity too")
+    command.add_argument(
+        "--delta",
+        type=float,
+        default=10.0,
+        metavar="D",
+        help="split while the mean distance is above this (default: 10)",
+    )
+    command.add_argument("--min-area", type=int, default=0, metavar="PIXELS", help="drop smaller entities (default: 0)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
