@@ -36,10 +36,10 @@ lint: .venv/packages
 types: .venv/packages
 	$(VENV_PYTHON) -m pyright --pythonpath $(VENV_PYTHON)
 
-setup: .venv/packages
+setup: .venv/packages .comfyui/torchvision
 	@$(VENV_PYTHON) -m demo.comfyui --get
 
-# The three files below are stamps: a second run sees them and does nothing.
+# What follows is made once: a second run sees that it is there and does nothing.
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name it: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
@@ -47,9 +47,8 @@ setup: .venv/packages
 
 # Torch first, so that nothing after it brings a build of its own.
 .venv/torch: .venv/pip
-	$(PIP) uninstall --quiet --yes torch torchvision
+	$(PIP) uninstall --quiet --yes torch
 	$(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet --no-deps $(TORCHVISION)
 	@echo '$(TORCH)' > $@
 
 ifneq ($(origin TORCH),file)
@@ -61,9 +60,16 @@ endif
 # The packages of the project but not the project itself: tests and demo run it from here, and the nodes must find the engine
 # by relative import alone.
 .venv/packages: .venv/torch pyproject.toml requirements.txt demo/comfyui-requirements.txt
-	$(PIP) freeze --local | grep -E '^torch(vision)?[ =]' > .venv/constraints.txt
+	$(PIP) freeze --local | grep '^torch[ =]' > .venv/constraints.txt
 	$(VENV_PYTHON) -m demo.requirements dev > .venv/requirements.txt
 	$(PIP) install --quiet -c .venv/constraints.txt -r .venv/requirements.txt -r demo/comfyui-requirements.txt
+	@touch $@
+
+# For ComfyUI alone, and not in .venv: one that does not match the torch there fails to import, and takes transformers and
+# diffusers with it. ComfyUI's starter knows how to live with it (demo/comfyui.py).
+.comfyui/torchvision: .venv/torch
+	rm -rf $@
+	$(PIP) install --quiet --no-deps --target $@ $(TORCHVISION)
 	@touch $@
 
 clean:

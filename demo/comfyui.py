@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 REPO = Path(__file__).resolve().parent.parent
 HOME = REPO / ".comfyui"
+TORCHVISION = HOME / "torchvision"  # seen by the server alone, see Makefile
 PACK_NAME = "comfyui-unigs"  # in custom_nodes, whatever the clone is called: templates are listed under it
 
 # This package carries the whole of ComfyUI 0.3.75, unmodified.
@@ -142,6 +143,8 @@ class ComfyUI:
         command += ["--database-url", f"sqlite:///{(self.data / 'user' / 'comfyui.db').as_posix()}"]
         environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
         environment |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        if "COMFYUI_PYTHON" not in os.environ:
+            environment["PYTHONPATH"] = str(TORCHVISION)
         output = None
         if self.log:
             self.log.parent.mkdir(parents=True, exist_ok=True)
