@@ -89,7 +89,7 @@ def get() -> Path:
 
 
 def environment(*folders: Path) -> dict[str, str]:
-    """Environment variables for a process that imports ComfyUI's modules; `folders` are further places to import from."""
+    """Environment of a process that imports ComfyUI's modules; `folders` are further places to import from."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     places = [*folders, *([] if "COMFYUI_PYTHON" in os.environ else [TORCHVISION])]
     path = {"PYTHONPATH": os.pathsep.join(map(str, places))} if places else {}
