@@ -1,11 +1,13 @@
-"""Runs inside ComfyUI's own environment: native MODEL, CLIP and VAE beside the diffusers pipeline, on one checkpoint.
+"""Runs inside ComfyUI's own environment: native MODEL, CLIP and VAE beside the diffusers pipeline.
 
-`python parity.py REPO FOLDER cpu-torch|any-torch`, with ComfyUI's folder on PYTHONPATH. Prints the differences as JSON.
+`python parity.py REPO BUNDLED cpu-torch|any-torch`, with ComfyUI's folder on PYTHONPATH. Prints differences as JSON.
 """
 
 import importlib.util
 import json
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -37,7 +39,61 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def main(folder: Path) -> dict[str, float]:
+def make_sd_like(folder: Path, bundled: Path) -> Path:
+    """A random checkpoint that is as unlike the bundled one as a checkpoint may be; its folder."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from pack.unigs.pipeline import UniGSPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(bundled / "tokenizer", local_files_only=True)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    pipe = UniGSPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        ),
+        text_encoder=CLIPTextModel(text).half(),  # as the host keeps it
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            in_channels=13,
+            out_channels=8,
+            block_out_channels=(48, 96, 160),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=2,
+            attention_head_dim=8,
+            norm_num_groups=16,
+            cross_attention_dim=48,
+            transformer_layers_per_block=2,
+            use_linear_projection=True,
+        ),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            timestep_spacing="trailing",
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def main(folder: Path, size: tuple[int, int], runs: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """Differences on one checkpoint; whole pictures of `size` (H, W) for each `(steps, guidance scale)` of `runs`."""
     import comfy.model_management
     import comfy.sample
     from pack.nodes import native
@@ -65,7 +121,7 @@ def main(folder: Path) -> dict[str, float]:
     noisy = torch.randn(2, channels[0], 40, 32, generator=generator)
     context = torch.randn(2, pipe.tokenizer.model_max_length, channels[1], generator=generator)
     for task in Task:
-        labels = torch.full((2,), task.spec.id)
+        labels = torch.full((2,), task.spec.id) if pipe.unet.config["num_class_embeds"] else None
         for step in (999, 500, 0):
             expected = pipe.unet(noisy, step, context, class_labels=labels).sample
             found = model.model.diffusion_model(noisy, torch.full((2,), float(step)), context=context, y=labels)
@@ -80,11 +136,10 @@ def main(folder: Path) -> dict[str, float]:
     )
 
     # Whole pictures. Smooth ones, of a size that has to be padded.
-    size = 100, 128
     rows, columns = torch.meshgrid(torch.linspace(0, 1, size[0]), torch.linspace(0, 1, size[1]), indexing="ij")
     image = torch.stack([rows, columns, 1 - rows])[None].expand(2, -1, -1, -1)
     mask = torch.zeros(1, *size, dtype=torch.bool)
-    mask[:, 20:70, 30:100] = True
+    mask[:, size[0] // 5 : -size[0] // 3, size[1] // 4 : -size[1] // 5] = True
     colormap = pipe.palette.encode(np.stack([mask[0].numpy(), ~mask[0].numpy()]))
     colormap = torch.from_numpy(colormap).movedim(-1, 0)[None].float() / 255
     multiple = pipe.size_multiple
@@ -95,7 +150,7 @@ def main(folder: Path) -> dict[str, float]:
         noise = comfy.sample.prepare_noise(torch.zeros(batch, 8, *shape), 7)
         words = "dog and cat" if task.spec.needs_prompt else ""
         masked = {"coarse_mask": mask} if task in (Task.INPAINTING, Task.REFERRING) else {}
-        for steps, scale in ((1, 1.0), (20, 2.0)):
+        for steps, scale in runs:
             expected = pipe(
                 task,
                 prompt=words or None,
@@ -130,8 +185,16 @@ def main(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    repo, checkpoint, torch_kind = sys.argv[1:]
+    repo, bundled, torch_kind = sys.argv[1:]
     start_host(torch_kind == "cpu-torch")
     import_pack(Path(repo))
-    with torch.inference_mode():
-        print(json.dumps(main(Path(checkpoint))))
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as made:
+        other = make_sd_like(Path(made), Path(bundled))
+        print(
+            json.dumps(
+                {
+                    "bundled": main(Path(bundled), (100, 128), [(1, 1.0), (10, 2.0)]),
+                    "SD-like": main(other, (40, 56), [(2, 3.0)]),
+                }
+            )
+        )
