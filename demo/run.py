@@ -20,7 +20,7 @@ from unigs.visualize import contact_sheet, overlay
 
 from .client import ComfyUIError, Result
 from .comfyui import REPO, ComfyUI
-from .workflows import INPUTS, names, picture_name, read, titles, to_prompt
+from .workflows import INPUTS, WORKFLOWS, names, picture_name, read, titles, to_prompt
 
 OUTPUT = REPO / "demo" / "output"
 SHEET = REPO / "demo" / "contact_sheet.png"
@@ -81,8 +81,22 @@ def sheet_row(name: str, shown: dict[str, list[Image.Image]], masks: np.ndarray)
     return [given, where, result, shown["Colormap"][0], overlay(painted.convert("RGB"), Entities.from_labels(labels))]
 
 
+def thumbnail(row: list[Image.Image | None]) -> Image.Image:
+    """What the template browser shows of a workflow: what was given, its result, the colormap and the entities."""
+    given, _, result, colormap, entities = row
+    canvas = Image.new("RGB", (400, 400), "white")
+    for number, picture in enumerate((given, result, colormap, entities)):
+        tile = picture.convert("RGBA").resize((198, 198), Image.Resampling.LANCZOS)
+        canvas.paste(tile, (202 * (number % 2), 202 * (number // 2)), tile)
+    return canvas
+
+
 def main(argv: list[str] | None = None) -> int:
-    argparse.ArgumentParser(prog="python -m demo.run", description=__doc__).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__)
+    parser.add_argument(
+        "--thumbnails", action="store_true", help="also write the pictures that the template browser shows"
+    )
+    options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the server as Ctrl-C does
     rows: list[list[Any]] = []
@@ -96,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
                 masks = masks_of(shown)
                 iou = iou_with_truth(name, masks)
                 rows.append(sheet_row(name, shown, masks))
+                if options.thumbnails:
+                    thumbnail(rows[-1]).save(WORKFLOWS / f"{name}.jpg", quality=88)
                 print(
                     f"{name:26}{result.seconds:8.1f}{len(masks):10}{'-' if iou is None else f'{iou:.2f}':>7}",
                     flush=True,
