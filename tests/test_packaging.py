@@ -58,9 +58,9 @@ def import_names(found: list[Requirement]) -> set[str]:
 
 def test_the_version_is_the_same_everywhere():
     pyproject = (REPO / "pyproject.toml").read_text(encoding="utf-8")
-    assert re.search(r'^version = "(.+?)"', pyproject, re.MULTILINE)[1] == unigs.__version__  # type: ignore[index]
+    assert re.search(r'^version = "(.+?)"', pyproject, re.MULTILINE)[1] == unigs.__version__
     citation = (REPO / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == unigs.__version__  # type: ignore[index]
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == unigs.__version__
     assert f"## [{unigs.__version__}]" in (REPO / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
