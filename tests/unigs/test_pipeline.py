@@ -220,7 +220,8 @@ def test_from_inpainting(pipe, tmp_path):
     """A Stable Diffusion inpainting folder as diffusers writes it, with small random models."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=16, in_channels=9, block_out_channels=(16, 32), norm_num_groups=4,
-        layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128, attention_head_dim=4)  # fmt: skip
     vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip

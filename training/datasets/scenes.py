@@ -19,7 +19,7 @@ from unigs.tasks import TASKS
 
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 
-# noun -> code point of its sprite. The two tables are the split by object identity: held-out kinds are never trained on.
+# noun -> code point of its sprite. The two tables are the split by object identity: held-out kinds are never trained.
 KINDS = {
     "dog": "1f436", "cat": "1f431", "frog": "1f438", "fish": "1f420", "duck": "1f986", "penguin": "1f427",
     "apple": "1f34e", "banana": "1f34c", "strawberry": "1f353", "burger": "1f354", "pizza": "1f355", "cake": "1f382",
