@@ -5,10 +5,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tomllib
 import tyro
 
 from unigs.tasks import Task
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass
@@ -132,7 +136,13 @@ def load_config(argv: list[str] | None = None) -> TrainConfig:
             ) from None
         except tomllib.TOMLDecodeError as error:
             raise SystemExit(f"--config {path}: not valid TOML: {error}") from None
-    return tyro.cli(TrainConfig, default=config, args=argv, prog="python -m training.train_joint")
+    return tyro.cli(
+        TrainConfig,
+        default=config,
+        args=argv,
+        prog="python -m training.train_joint",
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
 
 
 def _from_dict(kind: type, values: dict[str, Any], where: str) -> Any:

@@ -21,11 +21,11 @@ def save_pipeline(pipeline: UniGSPipeline, tokenizer: Path, folder: Path) -> Non
     pipeline.save_pretrained(scratch, safe_serialization=True)
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, scratch / "tokenizer" / name)
-    # where the part came from, and a setting of AutoencoderTiny that it warns about when it reads it again
-    config = scratch / "vae" / "config.json"
-    settings = json.loads(config.read_text())
-    kept = {name: value for name, value in settings.items() if name not in ("_name_or_path", "block_out_channels")}
-    config.write_text(json.dumps(kept, indent=2) + "\n")
+    # notes that are of no use elsewhere: where a part was read from, and what AutoencoderTiny warns about when read again
+    for config in [scratch / "model_index.json", *scratch.glob("*/config.json")]:
+        settings = json.loads(config.read_text())
+        unwanted = {"_name_or_path"} | ({"block_out_channels"} if config.parent.name == "vae" else set())
+        config.write_text(json.dumps({k: v for k, v in settings.items() if k not in unwanted}, indent=2) + "\n")
     for path in scratch.rglob("*.safetensors"):
         tensors = {
             name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(path).items()

@@ -78,8 +78,8 @@ class UniGSPipeline(DiffusionPipeline):
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
-        palette: dict[str, Any] | None = None,
-        task_defaults: dict[str, dict[str, float]] | None = None,
+        palette: dict | None = None,
+        task_defaults: dict | None = None,
         default_size: int = 512,
     ):
         super().__init__()
@@ -110,7 +110,9 @@ class UniGSPipeline(DiffusionPipeline):
         """
         folder = check_pipeline_dir(pretrained_model_name_or_path or bundled_model_dir(), "UniGSPipeline")
         pipe = super().from_pretrained(folder, use_safetensors=True, local_files_only=True, **kwargs)
-        return pipe if {"dtype", "torch_dtype"} & set(kwargs) else pipe.to(torch.float32)
+        if not {"dtype", "torch_dtype"} & set(kwargs):
+            pipe.text_encoder.float()  # transformers keeps the dtype of the file, diffusers does not
+        return pipe
 
     @classmethod
     def from_inpainting(
