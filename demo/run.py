@@ -10,6 +10,7 @@ import logging
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def iou_with_truth(name: str, masks: np.ndarray) -> float | None:
         sampler = next(node for node in workflow["nodes"] if node["type"] == "UniGSSampler")
         words = " ".join(map(str, sampler["widgets_values"])).split()
         asked = [noun in words for noun in nouns]
-        truth, masks = truth[asked].any(axis=0, keepdims=True), masks.any(axis=0, keepdims=True)
+        truth, masks = (np.logical_or.reduce(each)[None] for each in (truth[asked], masks))
     intersections = (truth[:, None] & masks[None]).sum(axis=(2, 3))
     unions = (truth[:, None] | masks[None]).sum(axis=(2, 3))
     return float((intersections / unions).max(axis=1, initial=0).mean())
@@ -81,11 +82,11 @@ def sheet_row(name: str, shown: dict[str, list[Image.Image]], masks: np.ndarray)
     return [given, where, result, shown["Colormap"][0], overlay(painted.convert("RGB"), Entities.from_labels(labels))]
 
 
-def thumbnail(row: list[Image.Image | None]) -> Image.Image:
+def thumbnail(row: Sequence[Image.Image | None]) -> Image.Image:
     """What the template browser shows of a workflow: what was given, its result, the colormap and the entities."""
     given, _, result, colormap, entities = row
     canvas = Image.new("RGB", (400, 400), "white")
-    for number, picture in enumerate((given, result, colormap, entities)):
+    for number, picture in enumerate(picture for picture in (given, result, colormap, entities) if picture):
         tile = picture.convert("RGBA").resize((198, 198), Image.Resampling.LANCZOS)
         canvas.paste(tile, (202 * (number % 2), 202 * (number // 2)), tile)
     return canvas

@@ -7,8 +7,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..unigs.coarse_mask import coarse_mask
-from .types import CATEGORY, as_pictures, flatten_boxes, mask_batch, parse_boxes
+from ..unigs.coarse_mask import Kind, coarse_mask
+from .types import CATEGORY, as_pictures, flatten_boxes, mask_batch, parse_boxes, size_of
 
 MAX_SIDE = 16384
 
@@ -80,12 +80,12 @@ class CoarseMaskFromBox(io.ComfyNode):
         boxes: str,
         width: int,
         height: int,
-        kind: str,
+        kind: Kind,
         seed: int,
         image: Tensor | None = None,
         bboxes: Any = None,
     ) -> io.NodeOutput:
-        size = (height, width) if image is None else tuple(as_pictures(image, "image").shape[2:])
+        size = (height, width) if image is None else size_of(as_pictures(image, "image"))
         found = parse_boxes(boxes) + ([] if bboxes is None else flatten_boxes(bboxes))
         if kind == "full":
             whole = torch.ones(1, *size)
@@ -94,4 +94,4 @@ class CoarseMaskFromBox(io.ComfyNode):
             raise ValueError("boxes: no box given; write x1,y1,x2,y2 in pixels, connect bboxes, or choose kind full")
         rng = np.random.default_rng(seed)
         regions = np.stack([coarse_mask([box], size, kind, rng) for box in found])
-        return io.NodeOutput(mask_batch(regions.any(axis=0, keepdims=True), size), mask_batch(regions, size))
+        return io.NodeOutput(mask_batch(np.logical_or.reduce(regions)[None], size), mask_batch(regions, size))

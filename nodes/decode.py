@@ -176,7 +176,7 @@ class EntityMaskSplit(io.ComfyNode):
         for batch, picture in zip(batches, _one_picture_each(batches, image), strict=True):
             throw_exception_if_processing_interrupted()
             found, found_boxes = _sorted(batch.cpu().numpy(), order[0], min_area[0])
-            size = tuple(batch.shape[1:])
+            size = size_of(batch)
             inside = -len(found) <= index[0] < len(found)
             chosen.append(mask_batch(found[index[0]][None] if inside else found[:0], size))
             if not len(found):

@@ -198,6 +198,23 @@ class _TextModel(comfy.clip_model.CLIPTextModel):
 class _Tokenizer(comfy.sd1_clip.SDTokenizer):
     """The host's tokenizer, cut off where the pipeline's is: the model never saw a text of two chunks."""
 
+    def __init__(
+        self,
+        own: Any,
+        embedding_size: int,
+        embedding_directory: Any = None,
+        tokenizer_data: dict[str, Any] | None = None,
+    ):
+        """`own` is the checkpoint's CLIPTokenizer; the host gives the last two."""
+        super().__init__(
+            own.name_or_path,
+            max_length=own.model_max_length,
+            pad_token=own.pad_token_id,
+            embedding_size=embedding_size,
+            embedding_directory=embedding_directory,
+            tokenizer_data=tokenizer_data or {},
+        )
+
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list:
         chunks = super().tokenize_with_weights(text, return_word_ids, **kwargs)
         if len(chunks) > 1:
@@ -217,15 +234,8 @@ def _load_clip(folder: Path) -> comfy.sd.CLIP:
         config["hidden_size"]
     )  # pooled output: made by the host, used by nobody
 
-    path = str(folder / "tokenizer")
-    own = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    tokenizer = partial(
-        _Tokenizer,
-        tokenizer_path=path,
-        max_length=own.model_max_length,
-        pad_token=own.pad_token_id,
-        embedding_size=config["hidden_size"],
-    )
+    own = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+    tokenizer = partial(_Tokenizer, own, config["hidden_size"])
     encoder = partial(
         comfy.sd1_clip.SDClipModel,
         max_length=own.model_max_length,

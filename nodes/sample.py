@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..unigs.conditions import check_task_inputs, control_picture, latent_mask, pad_to_multiple, paste_known
 from ..unigs.tasks import Task
-from .types import CATEGORY, as_masks_like, as_pictures, check_choices, image_batch, same_batch, spread
+from .types import CATEGORY, as_masks_like, as_pictures, check_choices, image_batch, same_batch, size_of, spread
 
 
 class UniGSSampler(io.ComfyNode):
@@ -157,7 +157,8 @@ class UniGSSampler(io.ComfyNode):
             has_prompt=bool(prompt.strip()),
         )
         source_name, source = ("image", pixels) if chosen.spec.needs_image else ("colormap", colors)
-        size = source.shape[2], source.shape[3]
+        assert source is not None  # checked above
+        size = size_of(source)
         if coarse_mask is None or chosen.spec.coarse_mask == "full":
             mask = torch.ones(1, *size, dtype=torch.bool)
         else:
@@ -170,7 +171,7 @@ class UniGSSampler(io.ComfyNode):
         # 2. What the UNet sees beside the noise, padded to sides it can halve often enough.
         control = control_picture(chosen, source, mask, source)
         control = vae.encode(image_batch(pad_to_multiple(control, checkpoint.size_multiple)))
-        regions = latent_mask(pad_to_multiple(mask, checkpoint.size_multiple), (control.shape[2], control.shape[3]))
+        regions = latent_mask(pad_to_multiple(mask, checkpoint.size_multiple), size_of(control))
 
         def conditioning(text: str) -> list:
             encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))

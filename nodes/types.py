@@ -82,6 +82,11 @@ def mask_batch(found: np.ndarray, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(found)).float() if len(found) else torch.zeros(1, *size)
 
 
+def size_of(pixels: Tensor) -> tuple[int, int]:
+    """(H, W) of (..., H, W)."""
+    return pixels.shape[-2], pixels.shape[-1]
+
+
 def same_batch(inputs: dict[str, Tensor]) -> int:
     """Pictures in the batch: every input holds as many, or one for all. Raises ValueError naming the inputs."""
     counts = {name: len(value) for name, value in inputs.items()}

@@ -45,7 +45,8 @@ class EvaluateConfig:
 
 def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(P, H, W) and (T, H, W) bool -> IoU (P, T); two empty masks count 1."""
-    p, t = predicted.reshape(len(predicted), -1).astype(np.float32), truth.reshape(len(truth), -1).astype(np.float32)
+    pixels = truth.shape[1] * truth.shape[2]
+    p, t = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (predicted, truth))
     shared = p @ t.T
     union = p.sum(1)[:, None] + t.sum(1)[None] - shared
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
@@ -103,7 +104,7 @@ class Evaluator:
         }
 
     def referring(self, records: list[Record]) -> dict[str, float]:
-        """Mean IoU a sample with and without a coarse mask; the baselines; share of empty answers for absent objects."""
+        """Mean IoU a sample with and without coarse mask; the baselines; share of empty answers for absent objects."""
         rng = np.random.default_rng([self.config.seed, 1])
         examples = self.examples(records, Task.REFERRING)
         absent = [str(rng.choice([noun for noun in KINDS if noun not in record.labels])) for record in records]

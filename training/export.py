@@ -21,7 +21,7 @@ def save_pipeline(pipeline: UniGSPipeline, tokenizer: Path, folder: Path) -> Non
     pipeline.save_pretrained(scratch, safe_serialization=True)
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, scratch / "tokenizer" / name)
-    # notes that are of no use elsewhere: where a part was read from, and what AutoencoderTiny warns about when read again
+    # notes of no use elsewhere: where a part was read from, and what AutoencoderTiny warns about when read again
     for config in [scratch / "model_index.json", *scratch.glob("*/config.json")]:
         settings = json.loads(config.read_text())
         unwanted = {"_name_or_path"} | ({"block_out_channels"} if config.parent.name == "vae" else set())

@@ -17,8 +17,12 @@ ARTIFACTS = REPO / "artifacts" / "host"
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
+    """With previews, and a second model folder as people give it in extra_model_paths.yaml: `data / "elsewhere"`."""
     data = tmp_path_factory.mktemp("comfyui")
-    with ComfyUI(data=data, log=ARTIFACTS / "server.log", args=("--preview-method", "auto")) as running:
+    paths = data / "paths.yaml"
+    paths.write_text(f"tests:\n  base_path: {data}\n  unigs: elsewhere\n")
+    args = ("--preview-method", "auto", "--extra-model-paths-config", str(paths))
+    with ComfyUI(data=data, log=ARTIFACTS / "server.log", args=args) as running:
         yield running
 
 

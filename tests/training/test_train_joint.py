@@ -73,9 +73,8 @@ def test_wrong_settings_end_with_one_line(tmp_path, sprites):
     with pytest.raises(SystemExit, match="resolution = 'big' should be of type int"):
         load_config(["--config", str(tmp_path / "a.toml")])
     with pytest.raises(SystemExit, match="--resume-from-checkpoint: nowhere is not a folder"):
-        train_joint.main(
-            [*SMALL, "--output-dir", str(tmp_path), "--data.sprites", str(sprites), "--resume-from-checkpoint", "nowhere"]
-        )
+        folders = ["--output-dir", str(tmp_path), "--data.sprites", str(sprites)]
+        train_joint.main([*SMALL, *folders, "--resume-from-checkpoint", "nowhere"])
 
 
 def test_the_command_line_overrides_the_file():
