@@ -9,7 +9,18 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..unigs.coarse_mask import boxes_of_masks
-from .types import CATEGORY, Box, as_colormaps, as_masks, as_pictures, check_choices, image_batch, image_of, mask_batch
+from .types import (
+    CATEGORY,
+    Box,
+    as_colormaps,
+    as_masks,
+    as_pictures,
+    check_choices,
+    image_batch,
+    image_of,
+    mask_batch,
+    size_of,
+)
 
 ORDERS: dict[str, Callable[[Box, int], tuple[float, ...]] | None] = {
     "largest first": lambda box, area: (-area,),
