@@ -92,7 +92,10 @@ def locate(checkpoint: str) -> Path:
     if checkpoint == BUNDLED:
         from ..unigs.checkpoints import bundled_model_dir
 
-        return bundled_model_dir()
+        folder = bundled_model_dir()
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"checkpoint: the bundled model is missing from {folder}: install these nodes again")
+        return folder
     found = find_checkpoints()
     if checkpoint not in found:
         names = ", ".join([BUNDLED, *found])

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,9 +82,3 @@ class Graph:
 @pytest.fixture
 def graph() -> Graph:
     return Graph()
-
-
-@pytest.fixture(scope="session")
-def example() -> Path:
-    """One of the shipped pictures."""
-    return sorted((REPO / "workflows" / "inputs").glob("unigs_*.png"))[0]

@@ -243,6 +243,43 @@ def test_the_same_prompt_again_runs_nothing_and_another_decoding_does_not_sample
     assert sampled[0] in server.client.run(graph.prompt).cached
 
 
+def test_an_order_that_does_not_exist_is_refused(server, graph):
+    masks = box_mask(graph, 64, 64)
+    split = graph.add("UniGSEntityMaskSplit", masks=masks, order="by name", min_area=0, index=0, crop=False)
+    graph.add("MaskPreview", mask=split)
+    with pytest.raises(PromptRejected, match="order: 'by name' is none of largest first"):
+        server.client.run(graph.prompt)
+
+
+def test_masks_are_ordered_cut_out_and_chosen(server, graph, picture, pixels, shown):
+    masks = graph.output(box_mask(graph, 128, 96, "90,8,120,90; 4,40,30,60; 40,4,80,30"), 1)
+    split = graph.add(
+        "UniGSEntityMaskSplit",
+        masks=masks,
+        order="left to right",
+        min_area=0,
+        index=-1,
+        crop=True,
+        image=graph.add("LoadImage", image=picture),
+    )
+    given, singles, chosen = (graph.add("MaskPreview", mask=mask) for mask in (masks, split, graph.output(split, 2)))
+    cutouts = graph.add("SaveImage", images=graph.output(split, 3), filename_prefix="cut-outs")
+    again = graph.add(
+        "UniGSCoarseMaskFromBox", boxes="", width=128, height=96, kind="box", seed=5, bboxes=graph.output(split, 1)
+    )
+    found_again = graph.add("MaskPreview", mask=again)
+    done = server.client.run(graph.prompt)
+    right, left, middle = np.stack(shown(done, given[0]))[..., 0] > 127
+    found = np.stack(shown(done, singles[0]))[..., 0] > 127
+    assert np.array_equal(found, np.stack([left, middle, right]))
+    assert np.array_equal(shown(done, chosen[0])[0][..., 0] > 127, right)
+    assert len(shown(done, found_again[0])) == 3  # a list of boxes: the node runs once for each
+    for mask, cutout in zip(found, shown(done, cutouts[0]), strict=True):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        assert np.array_equal(cutout[..., :3], pixels[inside]) and (cutout[..., 3] == 255).all()
+
+
 @pytest.mark.parametrize(("name", "value"), [("task", "sing"), ("sampler_name", "best"), ("scheduler", "")])
 def test_choices_that_do_not_exist_are_refused_before_the_graph_runs(server, graph, picture, name, value):
     inputs = {"task": "entity", "image": graph.add("LoadImage", image=picture), name: value}

@@ -65,7 +65,7 @@ def test_the_pack_was_imported_without_a_complaint(server, object_info):
     assert lines and not [line for line in lines if any(complaint in line for complaint in complaints)]
 
 
-def test_the_host_may_not_have_started_diffusers_or_transformers_models_for_our_sake(server, object_info):
-    """Starting ComfyUI with this pack must stay quick: heavy libraries come with the first checkpoint."""
+def test_the_pack_costs_less_than_a_second_at_start(server, object_info):
+    """Heavy libraries come with the first checkpoint."""
     lines = [line for line in server.log.read_text().splitlines() if "comfyui-unigs" in line and " seconds" in line]
     assert lines and float(lines[-1].split()[0]) < 1.0
