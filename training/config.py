@@ -24,7 +24,7 @@ class DataConfig:
     max_objects: int = 3
     """objects a scene, 1 to this many"""
     caption_dropout: float = 0.1
-    """share of examples with an empty prompt, for classifier-free guidance"""
+    """share of the examples that paint with an empty prompt, for classifier-free guidance"""
     negatives: float = 0.15
     """share of referring examples that ask for an absent object; their target is the empty colormap"""
 
@@ -85,9 +85,9 @@ class TrainConfig:
     train_batch_size: int = 32
     """examples a step and process"""
     max_train_steps: int = 4000
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
     """of Muon, for the weights of hidden layers"""
-    adam_learning_rate: float = 2e-3
+    adam_learning_rate: float = 1e-3
     """of AdamW, for embeddings, biases and norms"""
     adam_weight_decay: float = 0.0
     lr_warmup_steps: int = 50
@@ -95,9 +95,9 @@ class TrainConfig:
     """share of the run, at its end, over which the learning rate falls linearly to zero"""
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
-    last_timestep_share: float = 0.3
+    last_timestep_share: float = 0.5
     """share of segmentation examples noised to the very last timestep, where few-step decoding starts"""
-    copied_stream_weight: float = 0.2
+    copied_stream_weight: float = 0.1
     """loss weight of a stream that merely copies the control picture"""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     dataloader_num_workers: int = 1

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from training.datasets import Record
 from training.datasets.scenes import HELD_OUT_KINDS, KINDS, Scenes, SpriteLibrary
-from training.joint import Example, make_example
 from training.validation import validation_sheet
+from unigs.coarse_mask import coarse_mask_of_masks
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
@@ -69,29 +69,33 @@ class Evaluator:
         self.pipeline, self.config = pipeline, config
 
     def run(
-        self, task: Task, examples: list[Example], prompts: list[str] | None = None, full: bool = False
+        self,
+        task: Task,
+        records: list[Record],
+        prompts: list[str] | None = None,
+        coarse_masks: list[np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """The entities' masks (N, H, W) that `task` finds in each example. `full`: without a coarse mask."""
-        masks = []
-        for start in range(0, len(examples), self.config.batch_size):
-            batch = examples[start : start + self.config.batch_size]
+        """The masks (N, H, W) of the entities that `task` finds in each picture."""
+        found, size = [], self.config.batch_size
+        for start in tqdm(range(0, len(records), size), desc=task.value, leave=False):
+            batch = slice(start, start + size)
+            images = np.stack([record.image for record in records[batch]])
             out = self.pipeline(
                 task,
-                image=torch.from_numpy(np.stack([example.image for example in batch])).permute(0, 3, 1, 2) / 255,
-                prompt=prompts[start : start + len(batch)] if prompts else [example.prompt for example in batch],
-                coarse_mask=None if full else np.stack([example.coarse_mask for example in batch]),
+                image=torch.from_numpy(images).permute(0, 3, 1, 2) / 255,
+                prompt=prompts[batch] if prompts else None,
+                coarse_mask=np.stack(coarse_masks[batch]) if coarse_masks else None,
                 generator=torch.Generator().manual_seed(self.config.seed + start),
                 output_type="pt",
             )
-            masks += [entities.masks for entities in out.entities]
-        return masks
+            found += [entities.masks for entities in out.entities]
+        return found
 
     def entity(self, records: list[Record]) -> dict[str, float]:
         """Mean IoU over the objects; F1 at IoU 0.5 over the objects and the background, which is an entity here."""
-        examples = self.examples(records, Task.ENTITY)
         ious: list[float] = []
         hits, found, present = 0, 0, 0
-        for record, masks in zip(records, self.run(Task.ENTITY, examples, full=True), strict=True):
+        for record, masks in zip(records, self.run(Task.ENTITY, records), strict=True):
             truth = np.concatenate([record.masks, ~record.masks.any(0, keepdims=True)])
             matched = match_entities(masks, truth)
             ious += matched[:-1].tolist()
@@ -104,40 +108,36 @@ class Evaluator:
         }
 
     def referring(self, records: list[Record]) -> dict[str, float]:
-        """Mean IoU a sample with and without coarse mask; the baselines; share of empty answers for absent objects."""
-        rng = np.random.default_rng([self.config.seed, 1])
-        examples = self.examples(records, Task.REFERRING)
-        absent = [str(rng.choice([noun for noun in KINDS if noun not in record.labels])) for record in records]
-        truth = [example.masks.any(0) for example in examples]
-        everything = [record.masks.any(0) for record in records]
+        """Mean IoU a picture, asking for one object of each picture with two or more (of one, everything is right).
 
-        def mean(predicted: list[np.ndarray]) -> float:
+        By words alone and with a coarse mask around the object; each also with the name of an object that is not there;
+        "everything" is the union of all objects. "empty for absent": share of wrong words that find nothing.
+        """
+        rng = np.random.default_rng([self.config.seed, 1])
+        records = [record for record in records if len(record.labels) > 1]
+        targets = [int(rng.integers(len(record.labels))) for record in records]
+        truth = [record.masks[target] for record, target in zip(records, targets, strict=True)]
+        right = [record.labels[target] for record, target in zip(records, targets, strict=True)]
+        wrong = [str(rng.choice([noun for noun in KINDS if noun not in record.labels])) for record in records]
+        coarse = [coarse_mask_of_masks(mask, "curve", rng) for mask in truth]
+
+        def find(nouns: list[str], coarse_masks: list[np.ndarray] | None = None) -> list[np.ndarray]:
+            return [masks.any(0) for masks in self.run(Task.REFERRING, records, nouns, coarse_masks)]
+
+        def mean_iou(found: list[np.ndarray]) -> float:
             return float(
-                np.mean(
-                    [intersection_over_union(p[None], t[None])[0, 0] for p, t in zip(predicted, truth, strict=True)]
-                )
+                np.mean([intersection_over_union(f[None], t[None]) for f, t in zip(found, truth, strict=True)])
             )
 
-        def union(found: list[np.ndarray]) -> list[np.ndarray]:
-            return [masks.any(0) for masks in found]
-
-        wrong = union(
-            self.run(Task.REFERRING, examples, [Task.REFERRING.spec.prompt(noun) for noun in absent], full=True)
-        )
-        area = truth[0].size
+        unfounded = find(wrong)
         return {
-            "mIoU": mean(union(self.run(Task.REFERRING, examples, full=True))),
-            "mIoU with coarse mask": mean(union(self.run(Task.REFERRING, examples))),
-            "wrong word": mean(wrong),
-            "everything": mean(everything),
-            "empty for absent": float(np.mean([mask.sum() < 0.005 * area for mask in wrong])),
+            "mIoU": mean_iou(find(right)),
+            "wrong word": mean_iou(unfounded),
+            "everything": mean_iou([record.masks.any(0) for record in records]),
+            "mIoU with coarse mask": mean_iou(find(right, coarse)),
+            "wrong word with coarse mask": mean_iou(find(wrong, coarse)),
+            "empty for absent": float(np.mean([mask.mean() < 0.005 for mask in unfounded])),
         }
-
-    def examples(self, records: list[Record], task: Task) -> list[Example]:
-        return [
-            make_example(record, np.random.default_rng([self.config.seed, 2, i]), self.pipeline.palette, task=task)
-            for i, record in enumerate(tqdm(records, desc=f"{task.value} scenes", leave=False))
-        ]
 
 
 def main(argv: list[str] | None = None) -> None:

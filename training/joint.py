@@ -11,6 +11,7 @@ from unigs.tasks import Task, join_nouns
 
 MAX_ENTITIES = 4  # entities of a sample, except for the entity task (supplementary of the paper, section 1)
 FULL_MASK_SHARE = 0.5  # share of referring examples whose coarse mask is everything: then only the words tell
+ONE_TARGET_SHARE = 0.75  # share of referring examples that ask for one kind, the others for up to two
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def make_example(
     Args:
         vocabulary: nouns that a negative may ask for; None: no negatives.
         negatives: share of referring examples that ask for an absent object; their colormap is empty.
-        caption_dropout: share of examples with an empty prompt.
+        caption_dropout: share of the examples that paint (inpainting, synthesis) with an empty prompt, for guidance.
     """
     if task is None:
         ratios = np.array([item.spec.sample_ratio for item in tasks])
@@ -71,7 +72,7 @@ def make_example(
             chosen = chosen[:0]
             asked = [absent[rng.integers(len(absent))]]
         else:
-            chosen = _subset(rng, len(chosen), 2)
+            chosen = _subset(rng, len(chosen), 1 if rng.random() < ONE_TARGET_SHARE else 2)
             wanted = {record.labels[i] for i in chosen}  # everything of the asked kinds, also a second dog
             chosen = np.array([i for i, noun in enumerate(record.labels) if noun in wanted])
         if rng.random() >= FULL_MASK_SHARE:
@@ -86,7 +87,7 @@ def make_example(
     prompt = task.spec.prompt(_phrase(nouns))
     if record.place and task is Task.SYNTHESIS and rng.random() < 0.7:
         prompt = task.spec.prompt(f"{_phrase(nouns)} {record.place}")
-    if rng.random() < caption_dropout:
+    if task.spec.control != "image" and rng.random() < caption_dropout:
         prompt = ""
     return Example(task, record.image, colormap, coarse, prompt, nouns, masks)
 

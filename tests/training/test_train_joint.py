@@ -96,6 +96,8 @@ def test_segmentation_is_often_noised_to_the_end():
     last = [(timesteps[tasks == i] == 999).float().mean().item() for i in range(4)]
     assert last == [pytest.approx(0, abs=0.01)] * 2 + [pytest.approx(0.3, abs=0.05)] * 2
     assert timesteps.min() >= 0 and timesteps.max() == 999
+    painting = timesteps[tasks < 2].float()
+    assert painting.mean() == pytest.approx(1000 * 2 / 3, abs=15)
 
 
 def test_muon_orthogonalises_and_descends():
