@@ -78,6 +78,11 @@ class LocationAwarePalette:
         masks = as_masks(masks)
         return self._cell_colors_and_black.take(self._assign_cells(masks, boxes_of_masks(masks)), axis=0)
 
+    @property
+    def background_radius(self) -> float:
+        """Half the distance, in RGB levels, from black to the darkest colour of a tile: what is nearer is background."""
+        return float(np.linalg.norm(self.cell_colors.astype(float), axis=1).min() / 2)
+
     def to_config(self) -> dict[str, Any]:
         """The arguments that make this palette again, as JSON can hold them."""
         return {"grid": self.grid, "levels": list(self.levels), "order": self.order}

@@ -292,7 +292,11 @@ class UniGSPipeline(DiffusionPipeline):
 
         # 7. Entities
         colormap_pixels = _to_uint8(colormaps)
-        entities = [decode_colormap(pixels, keep_background=spec.keep_background) for pixels in colormap_pixels]
+        radius = self.palette.background_radius
+        entities = [
+            decode_colormap(pixels, keep_background=spec.keep_background, background_radius=radius)
+            for pixels in colormap_pixels
+        ]
         self.maybe_free_model_hooks()
         if output_type == "pt":
             return UniGSOutput(images, colormaps, entities)

@@ -197,3 +197,9 @@ def test_the_colormap_shows_the_topmost_mask_at_every_pixel(masks):
     for mask, color in zip(masks, palette.assign(masks), strict=True):
         expected[mask] = color
     assert (palette.encode(masks) == expected).all()
+
+
+def test_background_radius_is_half_way_to_the_darkest_colour():
+    assert LocationAwarePalette().background_radius == 32
+    palette = LocationAwarePalette(5, order="smooth")
+    assert palette.background_radius == pytest.approx(np.linalg.norm([64, 0, 128]) / 2)

@@ -65,7 +65,8 @@ def test_shapes_ranges_and_entities(pipe, task):
     if task == "entity":
         assert entities.labels.min() > 0  # the background is an entity too
     colormap = (out.colormaps[0] * 255).round().byte().permute(1, 2, 0).numpy()
-    again = unigs.decode_colormap(colormap, keep_background=Task(task).spec.keep_background)
+    radius = pipe.palette.background_radius
+    again = unigs.decode_colormap(colormap, keep_background=Task(task).spec.keep_background, background_radius=radius)
     assert np.array_equal(entities.labels, again.labels)
 
 
