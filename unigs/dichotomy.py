@@ -31,9 +31,9 @@ FLAT_RANGE = 20.0
 FLAT_SHARE, FLAT_SHARE_RANGE = 0.3, 50.0
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
 FAR = 30.0
-# Clusters are one if their centres are nearer than 2 delta, but at most the first of these (RGB + Lab), or nearer than
-# the second and more than half of their common border runs where the picture is flat.
-MERGE_DISTANCE, TOUCH_DISTANCE = 30.0, 60.0
+# Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
+# common border runs where the picture is flat.
+MERGE_DISTANCE = 30.0
 # A pixel between regions belongs to one at most this many times as far away as the nearest, plus three pixels.
 REACH = 2
 
@@ -277,9 +277,8 @@ def _split(
         if len(members) > 1 and (far or (mean if criterion == "euclidean" else mean_square**0.5) > delta):
             side = _two_means(points, mass, center)
             parts = [part for part in (members[side], members[~side]) if weights[part].sum() >= smallest]
-        if len(parts) == 1 and len(parts[0]) < len(
-            members
-        ):  # the others are too few to be an entity: look at this part without them
+        if len(parts) == 1 and len(parts[0]) < len(members):
+            # the others are too few to be an entity: look at this part without them
             stack.append((parts[0], depth))
             continue
         nodes.append((members, depth, float(mean)))
@@ -371,8 +370,7 @@ def _merge(leaves: np.ndarray, inside: np.ndarray, centers: np.ndarray, delta: f
     borders, smooth_borders = borders + borders.T, smooth_borders + smooth_borders.T
     features = np.concatenate([centers, rgb_to_lab(centers)], axis=1)
     apart = _distances(features, features)
-    same = apart <= min(2 * delta, MERGE_DISTANCE)
-    same |= (apart <= TOUCH_DISTANCE) & (2 * smooth_borders > borders)
+    same = (apart <= MERGE_DISTANCE) & ((apart <= 2 * delta) | (2 * smooth_borders > borders))
     cluster = np.arange(count)
     while True:  # each takes the lowest number among its like until nothing changes
         lowest = np.where(same, cluster, count).min(axis=1)
