@@ -40,10 +40,14 @@ class ColormapEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, masks: Tensor, grid: int, model: Any = None) -> io.NodeOutput:
-        if model is None:
-            palette = LocationAwarePalette(grid)
-        else:
-            from .native import checkpoint_of
-
-            palette = checkpoint_of(model).palette
+        palette = palette_of(model, grid)
         return io.NodeOutput(image_of(palette.encode(as_masks(masks, "masks"))))
+
+
+def palette_of(model: Any = None, grid: int = 11) -> LocationAwarePalette:
+    """The palette of this MODEL's checkpoint; without a model the default one with this grid."""
+    if model is None:
+        return LocationAwarePalette(grid)
+    from .native import checkpoint_of
+
+    return checkpoint_of(model).palette

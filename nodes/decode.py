@@ -1,6 +1,7 @@
 """Dichotomy Decode: colormaps -> entity masks. Entity Mask Split: entity masks -> single ones, boxes and cut-outs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..unigs.coarse_mask import boxes_of_masks
+from .colormap import palette_of
 from .types import (
     CATEGORY,
     Box,
@@ -65,6 +67,11 @@ class DichotomyDecode(io.ComfyNode):
                     tooltip="Counts the dark background as an entity too. On for the task entity, where everything in "
                     "the picture is one; off for the other tasks.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that painted the colormap: its own colours tell how dark the background is.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -87,14 +94,17 @@ class DichotomyDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, colormap: Tensor, delta: float, min_area: int, keep_background: bool) -> io.NodeOutput:
+    def execute(
+        cls, colormap: Tensor, delta: float, min_area: int, keep_background: bool, model: Any = None
+    ) -> io.NodeOutput:
         from ..unigs.dichotomy import decode_colormap
         from ..unigs.visualize import dichotomy_tree, label_preview
 
+        radius = palette_of(model).background_radius
         masks, previews, trees, counts = [], [], [], []
         for pixels in as_colormaps(colormap, "colormap"):
             throw_exception_if_processing_interrupted()
-            entities = decode_colormap(pixels, keep_background=keep_background, delta=delta, min_area=min_area)
+            entities = decode_colormap(pixels, keep_background, delta, min_area, background_radius=radius)
             masks.append(mask_batch(entities.masks, entities.size))
             previews.append(image_of(label_preview(entities)))
             trees.append(image_of(dichotomy_tree(pixels, delta=delta)))

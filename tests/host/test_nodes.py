@@ -12,7 +12,7 @@ INPUTS = {
         *["model", "clip", "vae", "task", "prompt", "negative", "seed", "steps", "cfg", "sampler_name", "scheduler"],
         *["image", "coarse_mask", "colormap"],
     ],
-    "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background"],
+    "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background", "model"],
     "UniGSEntityMaskSplit": ["masks", "order", "min_area", "index", "crop", "image"],
 }
 OUTPUTS = {
