@@ -32,7 +32,7 @@ def third_party_imports(folder: str) -> set[str]:
 
 
 def imported_by_nodes() -> set[str]:
-    """Third-party packages that using the nodes loads: their imports, and at module level those of the engine behind them."""
+    """Third-party packages that using the nodes loads: their imports, and those of the engine at module level."""
     names: set[str] = set()
     todo, done = sorted((REPO / "nodes").glob("*.py")), set()
     while todo:

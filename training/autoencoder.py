@@ -94,7 +94,7 @@ def train_autoencoder(
         if step % 20 == 0:
             psnr = -10 * torch.log10(F.mse_loss(decoded.detach(), pixels) / 4)
             progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr.item():.1f} dB", spread=f"{spread.item():.3f}")
-    logger.info("autoencoder trained: %d steps, loss %.4f", config.max_train_steps, loss.item())
+    logger.info("autoencoder trained: %d steps", config.max_train_steps)
     return vae.eval().requires_grad_(False)
 
 

@@ -122,7 +122,7 @@ class Evaluator:
         coarse = [coarse_mask_of_masks(mask, "curve", rng) for mask in truth]
 
         def find(nouns: list[str], coarse_masks: list[np.ndarray] | None = None) -> list[np.ndarray]:
-            return [masks.any(0) for masks in self.run(Task.REFERRING, records, nouns, coarse_masks)]
+            return [np.logical_or.reduce(masks) for masks in self.run(Task.REFERRING, records, nouns, coarse_masks)]
 
         def mean_iou(found: list[np.ndarray]) -> float:
             return float(
@@ -133,7 +133,7 @@ class Evaluator:
         return {
             "mIoU": mean_iou(find(right)),
             "wrong word": mean_iou(unfounded),
-            "everything": mean_iou([record.masks.any(0) for record in records]),
+            "everything": mean_iou([np.logical_or.reduce(record.masks) for record in records]),
             "mIoU with coarse mask": mean_iou(find(right, coarse)),
             "wrong word with coarse mask": mean_iou(find(wrong, coarse)),
             "empty for absent": float(np.mean([mask.mean() < 0.005 for mask in unfounded])),

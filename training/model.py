@@ -61,6 +61,7 @@ def build_tokenizer(folder: Path, texts: list[str], config: ModelConfig) -> CLIP
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, config: ModelConfig) -> CLIPTextModel:
+    vocabulary = tokenizer.get_vocab()
     settings = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.text_width,
@@ -69,9 +70,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer, config: ModelConfig) -> CLIPTex
         num_hidden_layers=config.text_layers,
         num_attention_heads=config.text_width // 32,
         max_position_embeddings=config.text_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=vocabulary[START],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[END],
     )
     return CLIPTextModel(settings)
 

@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = base * rate
         if not encoded_by_workers:
-            batch = encode_batch(vae, batch)
+            batch = encode_batch(vae, dict(batch))
         latents = batch["latents"]
         # noise is a function of (seed, step, process), so a resumed run draws what the uninterrupted one would have
         seed = np.random.SeedSequence([config.seed, 3, step, accelerator.process_index]).generate_state(1)[0]
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
 
         progress.update()
         if step % 10 == 0:
-            values = {"loss": loss.item(), "grad_norm": float(norm), "learning_rate": config.learning_rate * rate}
+            values = {"loss": loss.item(), "grad_norm": 0.0 if norm is None else float(norm), "learning_rate": config.learning_rate * rate}
             for i, name in enumerate(TASKS):
                 rows = batch["task"] == i
                 if rows.any():

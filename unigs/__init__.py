@@ -25,7 +25,16 @@ _HOME = {
     "UniGSPipeline": "pipeline",
     "UniGSOutput": "pipeline",
 }
-__all__ = ["coarse_mask", *_HOME]
+__all__ = [
+    "Entities",
+    "LocationAwarePalette",
+    "Task",
+    "UniGSOutput",
+    "UniGSPipeline",
+    "coarse_mask",
+    "decode_colormap",
+    "widen_unet",
+]
 
 
 def __getattr__(name: str):

@@ -80,7 +80,7 @@ class LocationAwarePalette:
 
     @property
     def background_radius(self) -> float:
-        """Half the distance, in RGB levels, from black to the darkest colour of a tile: what is nearer is background."""
+        """Half the distance, in RGB levels, from black to the darkest colour of a tile; nearer is background."""
         return float(np.linalg.norm(self.cell_colors.astype(float), axis=1).min() / 2)
 
     def to_config(self) -> dict[str, Any]:

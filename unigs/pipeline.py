@@ -256,7 +256,7 @@ class UniGSPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif latents.shape != shape:
             raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
-        latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
+        sample: Tensor = latents.to(device, dtype) * self.scheduler.init_noise_sigma
         accepted = inspect.signature(self.scheduler.step).parameters
         step_options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
 
@@ -265,7 +265,7 @@ class UniGSPipeline(DiffusionPipeline):
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
-                noisy = self.scheduler.scale_model_input(latents, t)
+                noisy = self.scheduler.scale_model_input(sample, t)
                 inputs = unet_input(
                     noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], mask_latents, control_latents
                 )
@@ -274,18 +274,16 @@ class UniGSPipeline(DiffusionPipeline):
                 if guided:
                     without, with_words = predicted.chunk(2)
                     predicted = without + guidance_scale * (with_words - without)
-                latents = self.scheduler.step(predicted, t, latents, **step_options).prev_sample
+                sample = self.scheduler.step(predicted, t, sample, **step_options).prev_sample
                 if callback_on_step_end is not None:
-                    changed = (
-                        callback_on_step_end(self, i, int(t), {"latents": latents, "prompt_embeds": prompt_embeds})
-                        or {}
-                    )
-                    latents = changed.get("latents", latents)
+                    tensors = {"latents": sample, "prompt_embeds": prompt_embeds}
+                    changed = callback_on_step_end(self, i, int(t), tensors) or {}
+                    sample = changed.get("latents", sample)
                     prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
                 progress.update()
 
         # 6. Back to pixels and to the caller's size
-        streams = latents.unflatten(1, (2, LATENT_CHANNELS)).transpose(0, 1)
+        streams = sample.unflatten(1, (2, LATENT_CHANNELS)).transpose(0, 1)
         images, colormaps = (decode_latents(self.vae, stream)[..., : size[0], : size[1]] for stream in streams)
         if spec.control == "image with hole":
             images = paste_known(images.cpu(), pictures["image"], mask)
