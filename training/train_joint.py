@@ -228,7 +228,8 @@ def main(argv: list[str] | None = None) -> None:
 
         progress.update()
         if step % 10 == 0:
-            values = {"loss": loss.item(), "grad_norm": 0.0 if norm is None else float(norm), "learning_rate": config.learning_rate * rate}
+            values = {"loss": loss.item(), "learning_rate": config.learning_rate * rate}
+            values["grad_norm"] = 0.0 if norm is None else float(norm)
             for i, name in enumerate(TASKS):
                 rows = batch["task"] == i
                 if rows.any():

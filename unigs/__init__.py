@@ -9,10 +9,19 @@ is True where the model has to fill.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 # The function hides the sub-module of its name. Were it imported later, any `from .coarse_mask import ...` inside the
 # package would put the module back in its place.
 from .coarse_mask import coarse_mask as coarse_mask
+
+if TYPE_CHECKING:
+    from .dichotomy import decode_colormap
+    from .entities import Entities
+    from .palette import LocationAwarePalette
+    from .pipeline import UniGSOutput, UniGSPipeline
+    from .tasks import Task
+    from .unet import widen_unet
 
 __version__ = "0.1.0"
 
