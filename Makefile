@@ -3,8 +3,8 @@
 # make test      every test that needs no GPU;  PYTEST_ARGS="tests/unigs -x" runs a part
 # make lint | types | setup | clean (outputs and caches) | distclean (also .venv and .comfyui)
 #
-# TORCH          what pip installs as torch; give it once, later runs keep it:
-#                make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# TORCH          what pip installs as torch, for a GPU; without it the small build for CPUs. Give it once, later runs keep it:
+#                make setup TORCH=torch
 # COMFYUI_PATH   a ComfyUI folder to use instead of fetching one;  COMFYUI_PYTHON  the interpreter that runs it
 #
 # Paths are relative throughout, so that the repository may lie anywhere, under any name.
@@ -45,10 +45,18 @@ setup: .venv/packages .comfyui/torchvision
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-# Torch first, so that nothing after it brings a build of its own.
+# Torch first, so that nothing after it brings a build of its own. The build for CPUs has an index of its own; where that
+# cannot be reached, it is the one that pip finds.
+ifeq ($(origin TORCH),file)
+INSTALL_TORCH = $(PIP) install --quiet --retries 0 --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null || \
+	$(PIP) install --quiet $(TORCH)
+else
+INSTALL_TORCH = $(PIP) install --quiet $(TORCH)
+endif
+
 .venv/torch: .venv/pip
 	$(PIP) uninstall --quiet --yes torch
-	$(PIP) install --quiet $(TORCH)
+	$(INSTALL_TORCH)
 	@echo '$(TORCH)' > $@
 
 ifneq ($(origin TORCH),file)
