@@ -96,7 +96,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
     last_timestep_share: float = 0.5
-    """share of segmentation examples noised to the very last timestep, where few-step decoding starts"""
+    """share of examples noised to the very last timestep, where few-step sampling starts"""
     copied_stream_weight: float = 0.1
     """loss weight of a stream that merely copies the control picture"""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"

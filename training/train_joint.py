@@ -113,13 +113,13 @@ def stream_weights(task: Tensor, copied: float) -> Tensor:
 def draw_timesteps(task: Tensor, steps: int, last_share: float, generator: torch.Generator) -> Tensor:
     """(B,) timesteps.
 
-    Segmentation: uniform, and for `last_share` of the examples the very last one. Painting: the later of two uniform
-    draws, because what is painted where is decided at high noise.
+    For `last_share` of the examples the very last one, where few-step sampling starts. Otherwise for segmentation a
+    uniform draw, for painting the later of two, because what is painted where is decided at high noise.
     """
     first, second = torch.randint(0, steps, (2, len(task)), generator=generator)
     last = torch.rand(len(task), generator=generator) < last_share
     segmentation = torch.isin(task.cpu(), torch.tensor([TASKS.index(name) for name in SEGMENTATION]))
-    timesteps = torch.where(segmentation, torch.where(last, steps - 1, first), torch.maximum(first, second))
+    timesteps = torch.where(segmentation, first, torch.maximum(first, second)).masked_fill(last, steps - 1)
     return timesteps.to(task.device)
 
 
