@@ -1,10 +1,12 @@
 """The components of a small UniGS trained from nothing: tokenizer, text encoder, UNet, scheduler."""
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -19,35 +21,20 @@ def build_tokenizer(folder: Path, texts: list[str], config: ModelConfig) -> CLIP
 
     The files (vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json) are written to `folder`.
     """
-    learner = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary - 2,
-        min_frequency=1,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner.train_from_iterator(sorted(set(texts)), trainer)
-    merges = [
-        " ".join(pair) if isinstance(pair, list) else pair for pair in json.loads(learner.to_str())["model"]["merges"]
-    ]
+    alphabet = sorted(ByteLevel.alphabet())
+    merges = learn_merges(sorted(set(texts)), config.vocabulary - 2 * len(alphabet) - 2)
     # CLIP's order: bytes, bytes that end a word, merges, special tokens
     tokens = [
         *alphabet,
         *(f"{byte}</w>" for byte in alphabet),
-        *(merge.replace(" ", "") for merge in merges),
+        *("".join(merge) for merge in merges),
         START,
         END,
     ]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     settings = {
@@ -58,6 +45,27 @@ def build_tokenizer(folder: Path, texts: list[str], config: ModelConfig) -> CLIP
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def learn_merges(words: list[str], limit: int) -> list[tuple[str, str]]:
+    """Byte pair merges, the commonest pair first, until each word is one token or `limit` is reached.
+
+    The trainer of the package `tokenizers` breaks ties in another order at every start; a checkpoint's token numbers
+    must not depend on that. Here ties go to the pair that sorts first.
+    """
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < limit:
+        pairs = Counter(pair for word in pieces for pair in pairwise(word))
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word in pieces:
+            for i in reversed(range(len(word) - 1)):
+                if tuple(word[i : i + 2]) == best:
+                    word[i : i + 2] = ["".join(best)]
+    return merges
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, config: ModelConfig) -> CLIPTextModel:

@@ -149,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
                 config.autoencoder, scenes, palette, accelerator.device, config.dataloader_num_workers, config.seed
             )
             vae.save_pretrained(out / "vae")
-        build_tokenizer(out / "tokenizer", prompt_words(), config.model)
+        if not (out / "tokenizer" / "vocab.json").is_file():
+            build_tokenizer(out / "tokenizer", prompt_words(), config.model)
     accelerator.wait_for_everyone()
     vae = AutoencoderTiny.from_pretrained(out / "vae").requires_grad_(False).eval()
     vae = vae.to(accelerator.device, memory_format=torch.channels_last)

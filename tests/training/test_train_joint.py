@@ -133,6 +133,9 @@ def test_known_words_are_one_token_and_others_fall_to_pieces(tmp_path):
     config = load_config(["--config", TINY]).model
     tokenizer = build_tokenizer(tmp_path, train_joint.prompt_words(), config)
     assert len(tokenizer) <= config.vocabulary
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in train_joint.prompt_words())
+    again = build_tokenizer(tmp_path / "again", train_joint.prompt_words(), config)
+    assert again.get_vocab() == tokenizer.get_vocab()
     text = "synthesis: generate dog, 2 cats and penguin on grass."
     assert tokenizer.tokenize(text) == [
         *("synthesis</w>", ":</w>", "generate</w>", "dog</w>", ",</w>", "2</w>", "cats</w>", "and</w>"),
