@@ -14,7 +14,7 @@ from training.datasets.scenes import KINDS, Scenes, SpriteLibrary
 
 FOLDER = Path(__file__).parent.parent / "workflows" / "inputs"
 # name of the picture -> index of the held-out scene
-EXAMPLES = {"unigs_entity": 510, "unigs_referring": 538, "unigs_inpainting": 524, "unigs_synthesis": 574}
+EXAMPLES = {"unigs_entity": 508, "unigs_referring": 538, "unigs_inpainting": 524, "unigs_synthesis": 574}
 
 
 def main() -> None:
