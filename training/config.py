@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import tyro
 
+from training.datasets.scenes import SPRITE_FOLDER
 from unigs.tasks import Task
 
 if sys.version_info >= (3, 11):
@@ -19,7 +20,7 @@ else:
 class DataConfig:
     """What to train on: the scenes generator."""
 
-    sprites: Path = Path("data/fluent-emoji-3d")
+    sprites: Path = SPRITE_FOLDER
     """folder of the sprites, see training/datasets/scenes.py"""
     max_objects: int = 3
     """objects a scene, 1 to this many"""

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from training.datasets import Record
-from training.datasets.scenes import HELD_OUT_KINDS, KINDS, Scenes, SpriteLibrary
+from training.datasets.scenes import HELD_OUT_KINDS, KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
 from training.validation import validation_sheet
 from unigs.coarse_mask import coarse_mask_of_masks
 from unigs.pipeline import UniGSPipeline
@@ -36,7 +36,7 @@ class EvaluateConfig:
     scenes: int = 256
     """held-out scenes for each number"""
     batch_size: int = 16
-    sprites: Path = Path("data/fluent-emoji-3d")
+    sprites: Path = SPRITE_FOLDER
     max_objects: int = 3
     seed: int = 0
     output: Path | None = None

@@ -36,9 +36,6 @@ from unigs.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-TASKS = list(Task)
-SEGMENTATION = (Task.REFERRING, Task.ENTITY)
-
 
 class Examples(Dataset[dict[str, Tensor]]):
     """Training examples by index: the same (seed, index) is always the same example."""
@@ -70,7 +67,7 @@ class Examples(Dataset[dict[str, Tensor]]):
             "colormap": torch.from_numpy(example.colormap).permute(2, 0, 1),
             "coarse_mask": torch.from_numpy(example.coarse_mask),
             "input_ids": tokens.input_ids[0],
-            "task": torch.tensor(TASKS.index(example.task)),
+            "task": torch.tensor(example.task.spec.id),
         }
 
 
@@ -82,11 +79,11 @@ def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> dict[str, Te
     """
     image, colormap = batch["image"] / 255, batch["colormap"] / 255
     task = batch["task"]
-    holes = task == TASKS.index(Task.INPAINTING)
+    holes = with_control(task, "image with hole")
     cut_out = control_picture(Task.INPAINTING, image[holes], batch["coarse_mask"][holes])
     latents = encode_pixels(vae, torch.cat([image, colormap, cut_out]))
     image_latents, colormap_latents, hole_latents = latents.split([len(image), len(image), len(cut_out)])
-    control = torch.where((task == TASKS.index(Task.SYNTHESIS))[:, None, None, None], colormap_latents, image_latents)
+    control = torch.where(with_control(task, "colormap")[:, None, None, None], colormap_latents, image_latents)
     control[holes] = hole_latents
     mask = latent_mask(batch["coarse_mask"], (latents.shape[-2], latents.shape[-1]))
     return {
@@ -98,15 +95,17 @@ def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> dict[str, Te
     }
 
 
+def with_control(task: Tensor, control: str) -> Tensor:
+    """(B,) bool: which of the tasks (B,), given by their ids, have this kind of control picture."""
+    ids = [name.spec.id for name in Task if name.spec.control == control]
+    return torch.isin(task, torch.tensor(ids, device=task.device))
+
+
 def stream_weights(task: Tensor, copied: float) -> Tensor:
     """(B, 2) loss weights of the picture and the colormap stream; `copied` for one that the control already shows."""
     weights = torch.ones(len(task), 2, device=task.device)
-    for name in Task:
-        rows = task == TASKS.index(name)
-        if name.spec.control == "image":
-            weights[rows, 0] = copied
-        elif name.spec.control == "colormap":
-            weights[rows, 1] = copied
+    weights[with_control(task, "image"), 0] = copied
+    weights[with_control(task, "colormap"), 1] = copied
     return weights
 
 
@@ -118,7 +117,7 @@ def draw_timesteps(task: Tensor, steps: int, last_share: float, generator: torch
     """
     first, second = torch.randint(0, steps, (2, len(task)), generator=generator)
     last = torch.rand(len(task), generator=generator) < last_share
-    segmentation = torch.isin(task.cpu(), torch.tensor([TASKS.index(name) for name in SEGMENTATION]))
+    segmentation = with_control(task.cpu(), "image")
     timesteps = torch.where(segmentation, first, torch.maximum(first, second)).masked_fill(last, steps - 1)
     return timesteps.to(task.device)
 
@@ -231,8 +230,8 @@ def main(argv: list[str] | None = None) -> None:
         if step % 10 == 0:
             values = {"loss": loss.item(), "learning_rate": config.learning_rate * rate}
             values["grad_norm"] = 0.0 if norm is None else float(norm)
-            for i, name in enumerate(TASKS):
-                rows = batch["task"] == i
+            for name in Task:
+                rows = batch["task"] == name.spec.id
                 if rows.any():
                     values[f"picture/{name.value}"], values[f"colormap/{name.value}"] = errors[rows].mean(0).tolist()
             accelerator.log(values, step)

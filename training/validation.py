@@ -6,12 +6,13 @@ from PIL import Image
 
 from training.datasets.scenes import Scenes
 from training.joint import make_example
+from unigs.conditions import control_picture
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
 
 def validation_sheet(pipeline: UniGSPipeline, scenes: Scenes, columns: int = 8, seed: int = 0) -> Image.Image:
-    """Two blocks of rows a task: what was given over what came out (picture, colormap), one column a scene."""
+    """Three rows a task: what was given over what came out (picture, colormap); one column a scene."""
     pipeline.set_progress_bar_config(disable=True)
     rows = []
     for task in Task:
@@ -23,7 +24,7 @@ def validation_sheet(pipeline: UniGSPipeline, scenes: Scenes, columns: int = 8, 
             torch.from_numpy(np.stack([getattr(example, name) for example in examples])).permute(0, 3, 1, 2) / 255
             for name in ("image", "colormap")
         )
-        coarse_mask = np.stack([example.coarse_mask for example in examples])
+        coarse_mask = torch.from_numpy(np.stack([example.coarse_mask for example in examples]))
         out = pipeline(
             task,
             image=image,
@@ -33,13 +34,9 @@ def validation_sheet(pipeline: UniGSPipeline, scenes: Scenes, columns: int = 8, 
             generator=torch.Generator().manual_seed(seed),
             output_type="pt",
         )
-        given = (
-            colormap
-            if task is Task.SYNTHESIS
-            else torch.where(torch.from_numpy(coarse_mask)[:, None] | (task is Task.ENTITY), image, image / 2)
-        )
-        if task is Task.INPAINTING:
-            given = image * ~torch.from_numpy(coarse_mask)[:, None]
+        given = control_picture(task, image, coarse_mask, colormap)
+        if task is Task.REFERRING:
+            given = torch.where(coarse_mask[:, None], given, given / 2)
         rows += [given, out.images, out.colormaps]
     grid = torch.stack([row.cpu() for row in rows])  # (rows, columns, 3, H, W)
     pixels = grid.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)

@@ -93,7 +93,7 @@ def test_the_command_line_overrides_the_file():
 
 
 def test_streams_that_copy_the_control_weigh_less():
-    order = [train_joint.TASKS.index(task) for task in Task]
+    order = [task.spec.id for task in Task]
     weights = train_joint.stream_weights(torch.tensor(order), 0.2)
     assert weights.tolist() == [[1, 1], [1, pytest.approx(0.2)], [pytest.approx(0.2), 1], [pytest.approx(0.2), 1]]
 

@@ -18,6 +18,7 @@ from training.datasets import Record
 from unigs.tasks import TASKS
 
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
+SPRITE_FOLDER = Path("data/fluent-emoji-3d")
 
 # noun -> code point of its sprite. The two tables are the split by object identity: held-out kinds are never trained.
 KINDS = {
@@ -187,4 +188,4 @@ def fetch_sprites(folder: Path | str) -> Path:
 
 
 if __name__ == "__main__":
-    print(f"sprites are in {fetch_sprites('data/fluent-emoji-3d')}")
+    print(f"sprites are in {fetch_sprites(SPRITE_FOLDER)}")
