@@ -2,20 +2,25 @@
 
 A cluster of colours is split in two again and again, depth first, until its mean distance to its centre is small (see
 figure 1 of the supplementary). Noise, drifting colours and blurred borders of a generated map would be torn into
-"entities" of their own. So only the inside of regions takes part in the splitting, the bands between them are shared
-out afterwards, and clusters that touch without an edge between them are put together again.
+"entities" of their own. So only the inside of regions takes part in the splitting (see `regions`), the bands between
+them are shared out afterwards, and clusters that touch without an edge between them are put together again.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from .entities import Entities
+from .palette import LocationAwarePalette
+from .regions import BIN_COUNT, Regions, colors_of_bins, compact_areas, find_regions, share_out
 
-Criterion = Literal["euclidean", "squared"]
+Criterion = Literal["mean", "mean_squared", "nearest"]
 
 # Half-way from black to the darkest colour of the palette with levels 0, 64, 128, 192, 255.
 BACKGROUND_RADIUS = 32.0
@@ -25,17 +30,18 @@ MOST_FLAT_COLORS = 512
 NOISE_TO_DELTA = 2.7
 # Noise that smoothing leaves is taken for no more than this, or the colours themselves would drown in it.
 MOST_NOISE = 5.0
-# Inside a region the 3 x 3 neighbours differ by less than this many levels.
-FLAT_RANGE = 20.0
-# In thin regions blur leaves no flat pixel: there the inside differs by less than this share of what the border does.
-FLAT_SHARE, FLAT_SHARE_RANGE = 0.3, 50.0
+# A cluster of fewer places, or of less than this share of all, is no entity's inside.
+FEWEST_PLACES, SMALLEST_SHARE = 6, 1 / 26_000
+# So many of a cluster's places, and this share of them, must lie among their like, or it is a ring of mixed colours.
+FEWEST_COMPACT, COMPACT_SHARE = 3, 0.15
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
 FAR = 30.0
 # Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
 # common border runs where the picture is flat.
 MERGE_DISTANCE = 30.0
-# A pixel between regions belongs to one at most this many times as far away as the nearest, plus three pixels.
-REACH = 2
+# Parts of one colour are two entities if at least this far apart, as a share of the picture's shorter side.
+COMPONENT_GAP = 1 / 64
+MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,14 @@ class Dichotomy:
         tree: every node, depth first.
         clusters: (H, W) int32, the cluster 0..K-1 of each pixel.
         centers: (K, 3) float64, the mean RGB (0-255) of each cluster.
-        flat: whether the map had flat colours only, so that nothing had to be estimated.
+        sureness: (K,) float64 in [0, 1], how sure the pixels of each cluster are of it, see `decode_colormap`.
     """
 
     leaves: np.ndarray
     tree: list[Cluster]
     clusters: np.ndarray
     centers: np.ndarray
-    flat: bool
+    sureness: np.ndarray
 
 
 def decode_colormap(
@@ -77,26 +83,36 @@ def decode_colormap(
     keep_background: bool = False,
     delta: float = 10.0,
     min_area: int = 0,
-    criterion: Criterion = "euclidean",
+    criterion: Criterion = "mean",
+    palette: LocationAwarePalette | np.ndarray | None = None,
+    components: bool = False,
     background_radius: float = BACKGROUND_RADIUS,
+    denoise: bool = True,
 ) -> Entities:
     """The entities of a colormap.
 
     A map of flat colours, all further apart than delta, comes back exactly, down to entities of a single pixel.
 
     Args:
-        colormap: (H, W, 3) uint8, or a PIL image.
+        colormap: (H, W, 3) uint8: an array, a torch tensor (on any device) or a PIL image.
         keep_background: whether background is an entity too (entity segmentation); else it is label 0.
         delta: a cluster is split while the mean distance of its colours to their centre is larger than this, in the
             6-D space of RGB (0-255) and CIE Lab. Raised where the map's own noise is larger.
         min_area: entities of fewer pixels go to what surrounds them.
-        criterion: "euclidean" compares the mean distance with delta, "squared" the mean squared distance.
+        criterion: what is compared with delta: "mean", the mean distance; "mean_squared", the mean squared distance;
+            "nearest" splits nothing and takes the nearest colour of the palette instead.
+        palette: the colours that the map was painted with, or (K, 3) uint8; clusters of one nearest colour are one
+            entity. Without it no colours are expected.
+        components: whether parts of one colour that lie apart are entities of their own, as a palette with few colours
+            needs it.
         background_radius: a cluster is background if its centre is nearer to black than this, in RGB levels.
+        denoise: whether anything is done about noise and blur. If not, this is the plain dichotomy of all colours, and
+            delta is never raised.
 
     Returns:
         Entities, largest first. The score of an entity is the mean over its pixels of `other / (own + other)`, where
-        `own` is the RGB distance of the pixel's colour to the entity's mean colour and `other` that to the nearest
-        other cluster or black: 1 for a flat colour, 1/2 half-way between two.
+        `own` is the RGB distance of the pixel's colour to the mean colour of its cluster and `other` that to the
+        nearest other cluster: 1 for a flat colour, 1/2 half-way between two.
 
     Raises:
         ValueError: for a float picture (how large is white?), another layout, or an argument out of range.
@@ -105,59 +121,70 @@ def decode_colormap(
     from re-implementations; what is done about noise is our own.
     """
     pixels = _check_colormap(colormap)
-    if min_area < 0 or background_radius < 0:
+    if not (min_area >= 0 and background_radius >= 0):
         raise ValueError(f"min_area and background_radius must not be negative, got {min_area}, {background_radius}")
-    found = dichotomy(pixels, delta, criterion)
+    found = dichotomy(pixels, delta, criterion, palette, denoise)
     kept = (np.linalg.norm(found.centers, axis=1) >= background_radius) | keep_background
     number = np.where(kept, np.cumsum(kept), 0).astype(np.int32)  # 0 = background, 1.. = entities
-    labels, centers = number.take(found.clusters), found.centers[kept]
-    small = np.bincount(labels.ravel(), minlength=len(centers) + 1) < min_area
-    small[0] = False
-    if small.any() and not small[np.unique(labels)].all():
-        labels = _fill(np.where(small.take(labels), -1, labels), pixels.astype(np.float32))
-    scores = np.ones(len(centers)) if found.flat else _scores(pixels, labels, centers)
+    labels, centers, scores = number.take(found.clusters), found.centers[kept], found.sureness[kept]
+    if components:
+        labels, origin = _components(labels)
+        centers, scores = centers[origin], scores[origin]
+    if min_area > 1:
+        labels = _without_small(labels, min_area)
     return Entities.from_labels(labels, centers.round().clip(0, 255).astype(np.uint8), scores)
 
 
-def dichotomy(colormap: Any, delta: float = 10.0, criterion: Criterion = "euclidean") -> Dichotomy:
+def decode_colormaps(
+    colormaps: Iterable[Any],
+    keep_background: bool = False,
+    delta: float = 10.0,
+    min_area: int = 0,
+    criterion: Criterion = "mean",
+    palette: LocationAwarePalette | np.ndarray | None = None,
+    components: bool = False,
+    background_radius: float = BACKGROUND_RADIUS,
+    denoise: bool = True,
+) -> list[Entities]:
+    """`decode_colormap` of each of a batch of colormaps, several at a time: one thread a core."""
+    decode = partial(
+        decode_colormap,
+        keep_background=keep_background,
+        delta=delta,
+        min_area=min_area,
+        criterion=criterion,
+        palette=palette,
+        components=components,
+        background_radius=background_radius,
+        denoise=denoise,
+    )
+    with ThreadPoolExecutor(_threads()) as pool:
+        return list(pool.map(decode, colormaps))
+
+
+def dichotomy(
+    colormap: Any,
+    delta: float = 10.0,
+    criterion: Criterion = "mean",
+    palette: LocationAwarePalette | np.ndarray | None = None,
+    denoise: bool = True,
+) -> Dichotomy:
     """The tree of splits of a colormap (H, W, 3) uint8; arguments and Raises as in `decode_colormap`."""
     pixels = _check_colormap(colormap)
     if not (np.isfinite(delta) and delta > 0):
         raise ValueError(f"delta must be a positive number, got {delta}")
     if criterion not in get_args(Criterion):
         raise ValueError(f"unknown criterion {criterion!r}: expected one of {', '.join(get_args(Criterion))}")
-    delta = delta if criterion == "euclidean" else delta**0.5  # from here on a distance: the mean or root mean square
-    exact = _flat_colors(pixels, delta)
-    if exact is not None:
-        colors, index = exact
-        leaf, tree = _split(colors, np.bincount(index.ravel()), 0.0, "euclidean", smallest=1)
-        labels = leaf.astype(np.int32).take(index)
-        return Dichotomy(labels, tree, labels, colors[leaf.argsort()], flat=True)
+    if criterion == "nearest" and palette is None:
+        raise ValueError("the criterion 'nearest' needs a palette: the colours that the map was painted with")
+    paints = None if palette is None else _check_palette(palette)
+    if criterion == "mean_squared":
+        delta = delta**0.5  # from here on a distance: the mean or root mean square
 
-    # 1. Noise: smooth it away as far as it is white, and let delta follow what is left.
-    sigma = _noise(pixels.astype(np.float32), lag=1)
-    radius = 0 if sigma < 1 else 1 if sigma < 16 else 2
-    smooth = _along(pixels.astype(np.float32), radius, np.add) / np.float32((2 * radius + 1) ** 2)  # (H, W, 3)
-    left = min(_noise(smooth, lag=2 * radius + 2), MOST_NOISE)
-    delta = max(delta, NOISE_TO_DELTA * left)
-
-    # 2. Split the colours that lie inside regions, as a weighted histogram.
-    smallest = max(6, pixels.shape[0] * pixels.shape[1] // 10_000)  # pixels an entity must have inside
-    inside = _inside(smooth)
-    if np.count_nonzero(inside) < smallest:
-        inside[:] = True
-    bin_of, colors, weights = _histogram(smooth[inside])
-    leaf, tree = _split(colors, weights, delta, criterion, smallest)
-    seeds = np.full(pixels.shape[:2], -1, np.int32)
-    seeds[inside] = leaf.take(bin_of)
-    seeds, tree = _drop_rings(seeds, tree, smallest)
-
-    # 3. Share out the rest, and put together what was one.
-    leaves = _majority(_fill(seeds, smooth), seeds < 0)
-    known = seeds >= 0
-    cluster = _merge(leaves, inside, _means(seeds[known], smooth[known]), delta).astype(np.int32)
-    centers = _means(cluster.take(seeds[known]), smooth[known])
-    return Dichotomy(leaves, tree, cluster.take(leaves), centers, flat=False)
+    if not denoise:
+        return _plain(*_unique_colors(pixels), delta, criterion, paints, np.inf)
+    flat = _flat_colors(pixels, delta)
+    return _robust(pixels, delta, criterion, paints) if flat is None else _plain(*flat, delta, criterion, paints, FAR)
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
@@ -172,6 +199,8 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 
 def _check_colormap(colormap: Any) -> np.ndarray:
     if isinstance(colormap, Image.Image):
+        if colormap.mode not in ("RGB", "RGBA", "P", "L", "1"):
+            raise ValueError(f"a colormap must be a picture of 8 bits a channel (mode RGB), got mode {colormap.mode}")
         colormap = colormap.convert("RGB")
     pixels = np.asarray(colormap.detach().cpu() if hasattr(colormap, "detach") else colormap)  # a torch tensor has it
     if pixels.dtype != np.uint8:
@@ -184,98 +213,144 @@ def _check_colormap(colormap: Any) -> np.ndarray:
     return pixels
 
 
-def _flat_colors(pixels: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """The colours (K, 3) float64 of a map of flat colours and the colour's number (H, W) of each pixel, else None."""
-    code = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    seen = np.zeros(1 << 24, bool)
-    seen[code] = True
-    present = np.flatnonzero(seen)
-    if len(present) > MOST_FLAT_COLORS:
-        return None
+def _check_palette(palette: LocationAwarePalette | np.ndarray) -> np.ndarray:
+    """The colours (K, 3) float64 of a palette, and black."""
+    colors = palette.cell_colors if isinstance(palette, LocationAwarePalette) else np.asarray(palette)
+    if colors.dtype != np.uint8 or colors.ndim != 2 or colors.shape[1] != 3 or len(colors) == 0:
+        raise ValueError(
+            f"a palette must be a LocationAwarePalette or uint8 colours (K, 3), got {colors.dtype} {colors.shape}"
+        )
+    return np.concatenate([np.zeros((1, 3)), colors])
+
+
+def _threads() -> int:
+    return min(os.cpu_count() or 1, MOST_THREADS)
+
+
+def _unique_colors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The K colours (K, 3) float64 of a map, and the number (H, W) of each pixel's."""
+    code = np.zeros(pixels.shape[:2], np.int32)
+    for channel in range(3):
+        code <<= 8
+        code |= pixels[..., channel]
+    code = code.ravel()
+    starts = np.concatenate([[0], 1 + np.flatnonzero(code[1:] != code[:-1])])  # of runs of one colour
+    present, number = np.unique(code[starts], return_inverse=True)
     colors = np.stack([present >> 16, present >> 8 & 255, present & 255], axis=1).astype(np.float64)
+    return colors, np.repeat(number, np.diff(starts, append=len(code))).reshape(pixels.shape[:2])
+
+
+def _flat_colors(pixels: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """`_unique_colors` of a map of a few flat colours, all further apart than delta, else None."""
+    some = pixels.reshape(-1, 3)[:: max(1, pixels[..., 0].size // 4096)][None]
+    if len(_unique_colors(some)[0]) > MOST_FLAT_COLORS:
+        return None
+    colors, index = _unique_colors(pixels)
+    if len(colors) > MOST_FLAT_COLORS:
+        return None
     apart = _distances(colors, colors)
     np.fill_diagonal(apart, np.inf)
-    if apart.min() <= delta:
-        return None
-    number = np.zeros(1 << 24, np.int16)
-    number[present] = np.arange(len(present))
-    return colors, number.take(code)
+    return (colors, index) if apart.min() > delta else None
 
 
-def _noise(pixels: np.ndarray, lag: int) -> float:
-    """Standard deviation of the noise in levels, from the quartile of differences between pixels `lag` apart."""
-    estimates = []
-    for a, b in ((pixels[lag:], pixels[:-lag]), (pixels[:, lag:], pixels[:, :-lag])):
-        step = max(1, round((a.shape[0] * a.shape[1] / 40_000) ** 0.5))  # 40,000 places are plenty
-        a, b = a[::step, ::step], b[::step, ::step]
-        low, difference = np.minimum(a, b), np.abs(a - b)
-        free = (low > 16) & (low + difference < 239)
-        cut = (low > 0) & (low + difference < 255) & (difference < 40) & ~free
-        # The quartile, as up to half of the pairs may lie across borders: sigma / 2.22 for a Gaussian, sigma / 4.2 for
-        # one cut in half at 0 or 255, as on black; smoothing makes the second more like the first.
-        if np.count_nonzero(free) > np.count_nonzero(cut):
-            estimates.append(2.22 * float(np.quantile(difference[free], 0.25)))
-        elif cut.any():
-            estimates.append(3.6 * float(np.quantile(difference[cut], 0.25)))
-    return min(estimates, default=0.0)
+def _plain(
+    colors: np.ndarray, index: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None, lost: float
+) -> Dichotomy:
+    """The dichotomy of K colours (K, 3), `index` (H, W) telling the colour of each pixel."""
+    weights = np.bincount(index.ravel())
+    leaf, tree = _divide(colors, weights, delta, criterion, paints, smallest=1, lost=lost)
+    centers, areas = _centers(leaf, colors * weights[:, None], weights)
+    cluster = np.arange(len(centers)) if paints is None else _one_paint(centers, paints)
+    centers, _ = _centers(cluster, centers * areas[:, None], areas)
+    cluster_of_color = cluster.take(leaf)
+    sureness = _sureness(colors, np.arange(len(colors)), cluster_of_color, weights, centers)
+    return Dichotomy(
+        leaf.astype(np.int32).take(index), tree, cluster_of_color.astype(np.int32).take(index), centers, sureness
+    )
 
 
-def _along(x: np.ndarray, radius: int, combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """`combine` over the (2 radius + 1)^2 neighbours of each pixel of x (H, W, ...); the border is repeated."""
-    for axis in (0, 1):
-        x = np.moveaxis(x, axis, 0)
-        padded = np.pad(x, [(radius, radius)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-        total = padded[: len(x)].copy()
-        for shift in range(1, 2 * radius + 1):
-            total = combine(total, padded[shift : shift + len(x)])
-        x = np.moveaxis(total, 0, axis)
-    return x
+def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
+    """The dichotomy of what lies inside the regions of a noisy map."""
+    # 1. Smooth the noise away; let delta follow what is left.
+    regions = find_regions(pixels, _threads())
+    delta = max(delta, NOISE_TO_DELTA * min(regions.noise, MOST_NOISE))
+
+    # 2. Split the colours inside regions, as a weighted histogram.
+    bins, weights, sums = regions.histogram()
+    smallest = max(FEWEST_PLACES, int(len(regions.grid) * SMALLEST_SHARE))
+    leaf, tree = _divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
+
+    # 3. Drop the leaves that are mixtures along a border, thin lines: their pixels have few like neighbours.
+    label_of_bin = np.zeros(BIN_COUNT, np.uint8 if leaf.max() < 255 else np.uint16)
+    label_of_bin[bins] = leaf + 1
+    seeds = regions.seeds(label_of_bin)
+    compact = compact_areas(regions, seeds, leaf.max() + 1)[1:]
+    kept = compact >= np.maximum(FEWEST_COMPACT, COMPACT_SHARE * np.bincount(leaf[leaf >= 0], weights[leaf >= 0]))
+    if not kept.any():
+        kept[:] = True
+    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
+    leaf = number[leaf]
+    tree = [Cluster(number[c.leaves][kept[c.leaves]], c.depth, c.distance) for c in tree]
+    seeds = np.roll(number + 1, 1).astype(seeds.dtype).take(seeds)
+
+    # 4. Share out the rest, and put together what was one.
+    centers, areas = _centers(leaf, sums, weights)
+    leaves = share_out(regions, seeds, centers) - seeds.dtype.type(1)
+    cluster = _one_paint(centers, paints) if criterion == "nearest" else _merge(leaves, regions, centers, delta, paints)
+    centers, _ = _centers(cluster, centers * areas[:, None], areas)
+    clusters = cluster.astype(leaves.dtype).take(leaves)
+    sureness = _grid_sureness(regions, clusters, centers)
+    return Dichotomy(leaves.astype(np.int32), tree, clusters.astype(np.int32), centers, sureness)
 
 
-def _inside(smooth: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels inside a region, by the largest difference in any channel among their 3 x 3 neighbours."""
-    spread = (_along(smooth, 1, np.maximum) - _along(smooth, 1, np.minimum)).max(axis=2)
-    thin = (spread < FLAT_SHARE * _along(spread, 3, np.maximum)) & (spread < FLAT_SHARE_RANGE)
-    return (spread < FLAT_RANGE) | thin
-
-
-def _histogram(colors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colours (P, 3) in bins of 8 levels: the bin of each (P,), and mean colour (K, 3) and size (K,) of each bin."""
-    code = colors.astype(np.int32) >> 3
-    code = code[:, 0] << 10 | code[:, 1] << 5 | code[:, 2]
-    count = np.bincount(code, minlength=1 << 15)
-    number = np.cumsum(count > 0) - 1
-    bins = number.take(code)
-    return bins, _means(bins, colors), count[count > 0]
-
-
-def _means(index: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean (K, D) of the values (P, D) of each index 0..K-1 (P,), in double precision."""
-    return np.stack([np.bincount(index, column) for column in values.T], axis=1) / np.bincount(index)[:, None]
+def _divide(
+    colors: np.ndarray,
+    weights: np.ndarray,
+    delta: float,
+    criterion: Criterion,
+    paints: np.ndarray | None,
+    smallest: int,
+    lost: float = FAR,
+) -> tuple[np.ndarray, list[Cluster]]:
+    """`_split`, or for the criterion "nearest" the same with one leaf a paint (P, 3)."""
+    if criterion != "nearest" or paints is None:
+        return _split(colors, weights, delta, criterion, smallest, lost)
+    leaf = _one_paint(colors, paints)
+    features = _features(colors)
+    nodes = []
+    for members in (np.ones(len(leaf), bool), *(leaf == k for k in range(leaf.max() + 1))):
+        distance = np.linalg.norm(features[members] - np.average(features[members], 0, weights[members]), axis=1)
+        nodes.append(Cluster(np.unique(leaf[members]), len(nodes) and 1, float(np.average(distance, 0, weights[members]))))
+    return leaf, nodes
 
 
 def _split(
-    colors: np.ndarray, weights: np.ndarray, delta: float, criterion: Criterion, smallest: int
+    colors: np.ndarray, weights: np.ndarray, delta: float, criterion: Criterion, smallest: int, lost: float
 ) -> tuple[np.ndarray, list[Cluster]]:
     """The dichotomy itself, on colours (K, 3) with weights (K,).
 
+    No part is smaller than `smallest`, and colours further than `lost` from their centre are always split off.
     Returns the leaf (K,) int64 of each colour, -1 for a few outliers that are no entity's, and the tree.
     """
-    features = np.concatenate([colors, rgb_to_lab(colors)], axis=1)  # (K, 6)
+    features, weights = _features(colors), weights.astype(np.float64)
     leaf, leaves = np.full(len(colors), -1), 0
     nodes = []
     stack = [(np.arange(len(colors)), 0)]
     while stack:
         members, depth = stack.pop()
-        points, mass = features[members], weights[members].astype(np.float64)
-        center = mass @ points / mass.sum()
-        distance = np.linalg.norm(points - center, axis=1)
-        mean, mean_square = mass @ distance / mass.sum(), mass @ distance**2 / mass.sum()
+        mass = weights[members]
+        total = mass.sum()
+        offset = features[members]
+        offset -= mass @ offset / total
+        squared = np.einsum("ij,ij->i", offset, offset)
+        distance = np.sqrt(squared)
+        mean = mass @ distance / total
+        spread = mean if criterion == "mean" else (mass @ squared / total) ** 0.5
         # A few pixels of another colour hardly move the mean, so they are looked for on their own.
-        far = mass[distance > FAR].sum() >= smallest
+        far = mass[distance > lost].sum() >= smallest
         parts = []
-        if len(members) > 1 and (far or (mean if criterion == "euclidean" else mean_square**0.5) > delta):
-            side = _two_means(points, mass, center)
+        if len(members) > 1 and (far or spread > delta):
+            side = two_means(offset, mass)
             parts = [part for part in (members[side], members[~side]) if weights[part].sum() >= smallest]
         if len(parts) == 1 and len(parts[0]) < len(members):
             # the others are too few to be an entity: look at this part without them
@@ -290,87 +365,82 @@ def _split(
     return leaf, [Cluster(np.unique(leaf[m][leaf[m] >= 0]), depth, distance) for m, depth, distance in nodes]
 
 
-def _two_means(points: np.ndarray, weights: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Which of two clusters each point (K, D) is in, (K,) bool, neither empty. Starts across the longest axis."""
-    offset = points - center
-    along = offset @ np.linalg.eigh((offset * weights[:, None]).T @ offset)[1][:, -1]
-    side = along > 0
-    if side.all() or not side.any():
-        side = along >= along.max()
-    for _ in range(20):
-        a, b = (weights[part] @ points[part] / weights[part].sum() for part in (side, ~side))
-        nearer = ((points - a) ** 2).sum(axis=1) < ((points - b) ** 2).sum(axis=1)
-        if (nearer == side).all() or nearer.all() or not nearer.any():
-            break
-        side = nearer
-    return side
+def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Which of two clusters each point is in, so that the squared distances to the two means are small.
+
+    Args:
+        points: (K, D) float64 around their weighted mean, K > 1, not all the same.
+        weights: (K,) float64, positive.
+
+    Returns (K,) bool with both values. The best cut across each of the three longest axes is improved until no point
+    changes sides (Lloyd 1982), and the best of the three taken.
+    """
+    heavy = points * weights[:, None]
+    total = weights.sum()
+    best, best_side = -1.0, np.arange(len(points)) == 0
+    for axis in np.linalg.eigh(heavy.T @ points)[1].T[:-4:-1]:
+        along = points @ axis
+        order = along.argsort()
+        first = weights[order].cumsum()[:-1]
+        sums = heavy[order].cumsum(axis=0)[:-1]
+        # The squared distances become less by this much, as the points' mean is 0.
+        gain = np.einsum("ij,ij->i", sums, sums) * (1 / first + 1 / (total - first))
+        cut = gain.argmax()
+        side = np.zeros(len(points), bool)
+        side[order[: cut + 1]] = True
+        mass, mean_sum = first[cut], sums[cut]
+        reached = gain[cut]
+        for _ in range(100):
+            a, b = mean_sum / mass, -mean_sum / (total - mass)
+            nearer = points @ (a - b) > (a @ a - b @ b) / 2
+            if (nearer == side).all() or nearer.all() or not nearer.any():
+                break
+            side = nearer
+            mass, mean_sum = weights @ side, side @ heavy
+            reached = mean_sum @ mean_sum * (1 / mass + 1 / (total - mass))
+        if reached > best * (1 + 1e-12):
+            best, best_side = reached, side
+    return best_side
 
 
-def _drop_rings(seeds: np.ndarray, tree: list[Cluster], smallest: int) -> tuple[np.ndarray, list[Cluster]]:
-    """Without the leaves that are mixtures along a border, thin lines: their pixels have few like neighbours."""
-    height, width = seeds.shape
-    padded = np.pad(seeds, 1, constant_values=-1)
-    alike = sum((padded[y : y + height, x : x + width] == seeds).astype(np.int8) for y in range(3) for x in range(3))
-    known = seeds >= 0
-    whole = np.bincount(seeds[known])
-    compact = np.bincount(seeds[known & (alike >= 6)], minlength=len(whole))
-    kept = (compact >= smallest) & (compact >= 0.2 * whole)
-    if not kept.any():
-        kept = whole > 0
-    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1).astype(np.int32)  # the last: what had no leaf
-    tree = [Cluster(number[c.leaves][kept[c.leaves]].astype(np.int64), c.depth, c.distance) for c in tree]
-    return number[seeds], tree
+def _features(colors: np.ndarray) -> np.ndarray:
+    return np.concatenate([colors, rgb_to_lab(colors)], axis=1)  # (K, 6)
 
 
-def _fill(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Each pixel of label -1 gets one of the labels first met to its left, right, top and bottom, by colour."""
-    height, width = labels.shape
-    columns, rows = np.arange(width, dtype=np.int32)[None], np.arange(height, dtype=np.int32)[:, None]
-    while (labels < 0).any():
-        known = labels >= 0
-        y, x = np.nonzero(~known)
-        left = np.maximum.accumulate(np.where(known, columns, -1), axis=1)[y, x]
-        right = np.minimum.accumulate(np.where(known, columns, width)[:, ::-1], axis=1)[:, ::-1][y, x]
-        top = np.maximum.accumulate(np.where(known, rows, -1), axis=0)[y, x]
-        bottom = np.minimum.accumulate(np.where(known, rows, height)[::-1], axis=0)[::-1][y, x]
-        there_y, there_x = np.stack([y, y, top, bottom]), np.stack([left, right, x, x])  # (4, P)
-        found = (there_y >= 0) & (there_y < height) & (there_x >= 0) & (there_x < width)
-        away = np.where(found, abs(there_y - y) + abs(there_x - x), height + width)
-        there_y, there_x = np.where(found, there_y, 0), np.where(found, there_x, 0)
-        unlike = ((colors[there_y, there_x] - colors[y, x]) ** 2).sum(axis=2)
-        unlike[~found | (away > REACH * away.min(axis=0) + 3)] = np.inf
-        likest = unlike.argmin(axis=0), np.arange(len(y))
-        filled = labels.copy()
-        filled[y, x] = np.where(found[likest], labels[there_y[likest], there_x[likest]], -1)
-        labels = filled  # a pixel whose row and column had no label gets one in the next round
-    return labels
+def _centers(label: np.ndarray, sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean colours (L, 3) and weights (L,) of the labels 0..L-1 (K,), -1 left out, of sums of colours (K, 3)."""
+    known = label >= 0
+    total = np.bincount(label[known], weights[known])
+    return np.stack([np.bincount(label[known], part) for part in sums[known].T], axis=1) / total[:, None], total
 
 
-def _majority(labels: np.ndarray, band: np.ndarray) -> np.ndarray:
-    """Labels in which every pixel of the band has the commonest label of its 3 x 3 neighbours; its own on a tie."""
-    y, x = np.nonzero(band)
-    padded = np.pad(labels, 1, mode="edge")
-    around = np.stack([padded[y + dy, x + dx] for dy in range(3) for dx in range(3)], axis=1)  # (P, 9)
-    votes = np.stack([2 * (around == around[:, k : k + 1]).sum(axis=1) + (k == 4) for k in range(9)], axis=1)
-    result = labels.copy()
-    result[y, x] = around[np.arange(len(y)), votes.argmax(axis=1)]
-    return result
+def _one_paint(colors: np.ndarray, paints: np.ndarray) -> np.ndarray:
+    """Numbers 0.. (K,) of colours (K, 3), the same for colours that have the same nearest paint (P, 3)."""
+    return np.unique(_distances(colors, paints).argmin(axis=1), return_inverse=True)[1]
 
 
-def _merge(leaves: np.ndarray, inside: np.ndarray, centers: np.ndarray, delta: float) -> np.ndarray:
+def _merge(
+    leaves: np.ndarray, regions: Regions, centers: np.ndarray, delta: float, paints: np.ndarray | None
+) -> np.ndarray:
     """The cluster (K,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one."""
     count = len(centers)
-    borders, smooth_borders = np.zeros(count**2), np.zeros(count**2)
-    for label, flat in ((leaves, inside), (leaves.T, inside.T)):
-        y, x = np.nonzero(label[1:] != label[:-1])
-        pair = label[y, x].astype(np.int64) * count + label[y + 1, x]
+    borders, flat_borders = np.zeros(count**2), np.zeros(count**2)
+    width = leaves.shape[1]
+    inside = regions.inside.ravel()
+    for ahead, behind, step in ((leaves[:-1], leaves[1:], width), (leaves[:, :-1], leaves[:, 1:], 1)):
+        place = np.flatnonzero(ahead != behind)
+        place += 0 if step == width else place // (width - 1)
+        pair = leaves.ravel().take(place).astype(np.int64) * count + leaves.ravel().take(place + step)
         borders += np.bincount(pair, minlength=count**2)
-        smooth_borders += np.bincount(pair, flat[y, x] & flat[y + 1, x], minlength=count**2)
-    borders, smooth_borders = borders.reshape(count, count), smooth_borders.reshape(count, count)
-    borders, smooth_borders = borders + borders.T, smooth_borders + smooth_borders.T
-    features = np.concatenate([centers, rgb_to_lab(centers)], axis=1)
+        flat_borders += np.bincount(pair, inside.take(place) & inside.take(place + step), minlength=count**2)
+    borders, flat_borders = borders.reshape(count, count), flat_borders.reshape(count, count)
+    borders, flat_borders = borders + borders.T, flat_borders + flat_borders.T
+    features = _features(centers)
     apart = _distances(features, features)
-    same = (apart <= MERGE_DISTANCE) & ((apart <= 2 * delta) | (2 * smooth_borders > borders))
+    same = (apart <= MERGE_DISTANCE) & ((apart <= 2 * delta) | (2 * flat_borders > borders))
+    if paints is not None:
+        paint = _one_paint(centers, paints)
+        same = paint[:, None] == paint
     cluster = np.arange(count)
     while True:  # each takes the lowest number among its like until nothing changes
         lowest = np.where(same, cluster, count).min(axis=1)
@@ -379,24 +449,69 @@ def _merge(leaves: np.ndarray, inside: np.ndarray, centers: np.ndarray, delta: f
         cluster = lowest
 
 
-def _scores(pixels: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """(N,) float64 in [0, 1], as `decode_colormap` defines them; labels 1..N, colours averaged in bins of 8 levels."""
-    number, colors, _ = _histogram(pixels.reshape(-1, 3))
-    count = len(centers)
+def _grid_sureness(regions: Regions, clusters: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    bins = regions.bins.ravel().take(regions.grid)
+    seen = np.zeros(BIN_COUNT, bool)
+    seen[bins] = True
+    used = np.flatnonzero(seen)
+    number = np.cumsum(seen, dtype=np.int32) - 1
+    pair = number.take(bins)
+    pair *= len(centers)
+    pair += clusters.ravel().take(regions.grid)
+    weights = np.bincount(pair, minlength=1)
+    pair = np.flatnonzero(weights)
+    colors = colors_of_bins(used)
+    return _sureness(colors, pair // len(centers), pair % len(centers), weights.take(pair), centers)
+
+
+def _sureness(
+    colors: np.ndarray, color: np.ndarray, cluster: np.ndarray, weights: np.ndarray, centers: np.ndarray
+) -> np.ndarray:
+    """The sureness (K,) of clusters with these centers (K, 3).
+
+    `weights[i]` pixels have the colour `colors[color[i]]` and are in the cluster `cluster[i]`.
+    """
     references = centers
     if not (np.linalg.norm(centers, axis=1) < BACKGROUND_RADIUS).any():
         references = np.concatenate([centers, np.zeros((1, 3))])
-    distance = _distances(colors, references)  # (bins, references)
-    closest = np.sort(distance, axis=1)
-    sure = np.ones((len(colors), count + 1))
-    for k, own in enumerate(distance.T[:count]):
-        other = np.where(own > closest[:, 0], closest[:, 0], closest[:, min(1, len(references) - 1)])
-        sure[:, k + 1] = (other + 1e-9) / (own + other + 1e-9)
-    flat = labels.ravel()
-    sums = np.bincount(flat, sure[number, flat], minlength=count + 1)
-    return (sums / np.maximum(np.bincount(flat, minlength=count + 1), 1))[1:].clip(0, 1)
+    distance = _distances(colors, references)
+    closest = np.partition(distance, min(1, len(references) - 1), axis=1)[:, :2]
+    own = distance[color, cluster]
+    other = np.where(own > closest[color, 0], closest[color, 0], closest[color, -1])
+    sure = np.where(own > 0, other / np.maximum(own + other, 1e-9), 1.0)
+    return np.bincount(cluster, sure * weights, len(centers)) / np.maximum(np.bincount(cluster, weights, len(centers)), 1)
+
+
+def _components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H, W) in which parts that lie apart are labels of their own, and the old label - 1 (N,) of each."""
+    from scipy import ndimage
+
+    gap = max(1.5, COMPONENT_GAP * min(labels.shape))
+    result, origin = np.zeros_like(labels), []
+    for old, box in enumerate(ndimage.find_objects(labels)):
+        if box is None:
+            continue
+        mask = labels[box] == old + 1
+        reached = ndimage.distance_transform_edt(~np.pad(mask, int(gap))) <= gap / 2
+        parts = ndimage.label(reached, np.ones((3, 3)))[0][int(gap) : -int(gap), int(gap) : -int(gap)]
+        result[box][mask] = parts[mask] + len(origin)
+        origin += [old] * int(parts.max())
+    return result, np.array(origin, np.int64)
+
+
+def _without_small(labels: np.ndarray, min_area: int) -> np.ndarray:
+    """Labels (H, W) in which those of fewer pixels, 0 excepted, went to the nearest others, if there are any."""
+    from scipy import ndimage
+
+    small = np.bincount(labels.ravel()) < min_area
+    small[0] = False
+    gone = small.take(labels)
+    if not gone.any() or gone.all():
+        return labels
+    nearest = ndimage.distance_transform_edt(gone, return_distances=False, return_indices=True)
+    return labels[tuple(nearest)]
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Euclidean distances (A, B) between the rows of a (A, D) and b (B, D)."""
-    return np.linalg.norm(a[:, None] - b[None], axis=2)
+    return np.sqrt(np.maximum((a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1), 0))

@@ -59,9 +59,11 @@ class Entities:
         scores = np.ones(largest, np.float32) if scores is None else np.asarray(scores, np.float32)
         if len(colors) < largest or len(scores) < largest:
             raise ValueError(f"labels go up to {largest}, but there are {len(colors)} colours and {len(scores)} scores")
-        first = np.full(largest + 1, labels.size)  # first pixel of each label: written backwards, the earliest stays
-        first[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]
         kept = 1 + np.flatnonzero(areas[1:])
+        first = np.zeros(largest + 1, np.int64)
+        if len(np.unique(areas[kept])) < len(kept):  # ties
+            order = np.arange(labels.size)[::-1]
+            first[labels.ravel()[::-1]] = order  # written backwards, so the earliest pixel of each label stays
         kept = kept[np.lexsort((first[kept], -areas[kept]))]
         renumber = np.zeros(largest + 1, np.int32)
         renumber[kept] = np.arange(1, len(kept) + 1)

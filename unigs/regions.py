@@ -1,0 +1,303 @@
+"""The pixels of a noisy colormap: which lie inside a region of one colour, and to which region the others belong.
+
+All sums are of whole numbers and ties are decided by values, so a flipped or turned picture gives a flipped or turned
+result, bit for bit. Large pictures are worked on in strips of rows, for the sake of memory and of several cores.
+
+L labels are the numbers 1..L in maps (H, W) of uint8, or uint16 where they are many; 0 is none.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+# From this much noise on (levels) it is smoothed by a binomial filter of radius 1, and of radius 2.
+SMOOTH_FROM = 3.0, 14.0
+# Inside a region the 3 x 3 neighbours differ by less than this many levels.
+FLAT_RANGE = 20
+# In thin regions blur leaves no flat pixel: there the inside differs by less than this share of what the border does.
+FLAT_SHARE, FLAT_SHARE_RANGE = 0.3, 50
+# Bins of 2^BIN_BITS levels a channel.
+BIN_BITS = 3
+BIN_COUNT = 1 << 3 * (8 - BIN_BITS)
+# A pixel between regions takes the label of an inside pixel less than this far away in its row or column.
+REACH = 8
+# How much another neighbour of the same label is worth, in squared levels of colour: first the neighbours decide alone,
+# and the colour between equals, then both count.
+SMOOTHNESS = 1 << 20, 1000, 1000
+# Colours are counted at about this many places, or at all pixels of a smaller picture.
+PLACES = 1 << 17
+STRIP_PIXELS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A colormap's pixels, smoothed and sorted into bins of colours.
+
+    Attributes:
+        smooth: (3, H, W) uint8, the picture without most of its noise.
+        noise: what is left of it, a standard deviation in levels.
+        inside: (H, W) bool, pixels inside a region of one colour.
+        bins: (H, W) uint16, the bin of each pixel's colour.
+        threads: in which to work.
+    """
+
+    smooth: np.ndarray
+    noise: float
+    inside: np.ndarray
+    bins: np.ndarray
+    threads: int
+
+    @cached_property
+    def grid(self) -> np.ndarray:
+        """(G,) int64, the pixels at which colours are counted: the same ones in a flipped or turned picture."""
+        height, width = self.inside.shape
+        step = max(1, round((height * width / PLACES) ** 0.5))
+        rows, columns = (
+            np.flatnonzero(np.minimum(np.arange(n), np.arange(n)[::-1]) % step == 0) for n in (height, width)
+        )
+        return (rows[:, None] * width + columns).ravel()
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """(P,) int64, those of the grid that are inside a region; the whole grid if hardly any are."""
+        places = self.grid.compress(self.inside.ravel().take(self.grid))
+        return places if len(places) else self.grid
+
+    def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The K bins in use (K,), the number of places in each (K,) and the sums of their colours (K, 3) float64."""
+        code = self.bins.ravel().take(self.places).astype(np.intp)
+        count = np.bincount(code, minlength=BIN_COUNT)
+        used = np.flatnonzero(count)
+        sums = [np.bincount(code, plane.ravel().take(self.places), BIN_COUNT).take(used) for plane in self.smooth]
+        return used, count.take(used), np.stack(sums, axis=1)
+
+    def seeds(self, label_of_bin: np.ndarray) -> np.ndarray:
+        """(H, W), the label of the bin of each pixel inside a region, else 0."""
+        seeds = label_of_bin.take(self.bins)
+        seeds *= self.inside
+        return seeds
+
+
+def find_regions(pixels: np.ndarray, threads: int = 1) -> Regions:
+    """Smooths the noise of a colormap (H, W, 3) uint8 away, and finds the insides of its regions."""
+    height, width = pixels.shape[:2]
+    radius = sum(noise_of(np.moveaxis(pixels, 2, 0), lag=1) >= limit for limit in SMOOTH_FROM)
+    margin = radius + 4  # what the filters below take off
+    raw = np.pad(np.moveaxis(pixels, 2, 0), [(0, 0), (margin, margin), (margin, margin)], mode="edge")
+    smooth = np.empty((3, height, width), np.uint8)
+    inside, bins = np.empty((height, width), bool), np.empty((height, width), np.uint16)
+
+    def sort(top: int, bottom: int) -> None:
+        planes = raw[:, top : bottom + 2 * margin]
+        if radius:
+            total = _around(planes.astype(np.uint16), radius, np.add)
+            total += 1 << (4 * radius - 1)
+            total >>= 4 * radius
+            planes = total.astype(np.uint8)
+        smooth[:, top:bottom] = core = planes[:, 4:-4, 4:-4]
+        spread = (_around(planes, 1, np.maximum) - _around(planes, 1, np.minimum)).max(axis=0)[None]
+        wide = _around(spread, 3, np.maximum)[0].astype(np.uint16)
+        wide *= round(256 * FLAT_SHARE)
+        wide >>= 8
+        wide.clip(FLAT_RANGE, FLAT_SHARE_RANGE, out=wide)
+        np.less(spread[0, 3:-3, 3:-3], wide, out=inside[top:bottom])
+        code = bins[top:bottom]
+        code[:] = 0
+        for plane in core:
+            code <<= 8 - BIN_BITS
+            code |= plane >> BIN_BITS
+
+    _in_strips(sort, height, width, threads)
+    return Regions(smooth, noise_of(smooth, lag=2 * radius + 2), inside, bins, threads)
+
+
+def colors_of_bins(bins: np.ndarray) -> np.ndarray:
+    """The colours (K, 3) float64 in the middle of bins (K,)."""
+    bits = 8 - BIN_BITS
+    levels = np.stack([bins >> 2 * bits, bins >> bits & (1 << bits) - 1, bins & (1 << bits) - 1], axis=1)
+    return (levels + 0.5) * (1 << BIN_BITS) - 0.5
+
+
+def compact_areas(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray:
+    """Places (L + 1,) of each label 0..L = count that have six of their label among their 3 x 3 neighbours."""
+    height, width = seeds.shape
+    padded = np.pad(seeds, 1)
+    alike = np.empty((height, width), np.uint8)
+
+    def compare(top: int, bottom: int) -> None:
+        same = alike[top:bottom]
+        same[:] = 1
+        for y, x in _NEIGHBOURS:
+            same += padded[top + y : bottom + y, x : x + width] == seeds[top:bottom]
+
+    _in_strips(compare, height, width, regions.threads)
+    compact = regions.places.compress(alike.ravel().take(regions.places) >= 6)
+    return np.bincount(seeds.ravel().take(compact), minlength=count + 1)
+
+
+def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Labels (H, W) of all pixels: those without a seed are given by colour, among the labels nearby.
+
+    Args:
+        regions: the pixels.
+        seeds: (H, W), labels of some of them, 0 for the others.
+        colors: (L, 3), the colour of each label.
+    """
+    height, width = seeds.shape
+    labels = seeds.copy()
+    levels = np.concatenate([np.full((1, 3), 1000), colors]).round().astype(np.int32).T.copy()  # (3, L + 1)
+
+    def fill(top: int, bottom: int) -> None:
+        band = np.flatnonzero(seeds[top:bottom] == 0)
+        first, last = max(top - REACH, 0), min(bottom + REACH, height)
+        sides = [side[top - first : bottom - first] for side in _first_met(seeds[first:last])]
+        sides += [side.T for side in _first_met(seeds[top:bottom].T)]
+        met = np.stack([side.ravel().take(band) for side in sides])  # (4, P)
+        pixels = [plane.ravel().take(band).astype(np.int32) for plane in regions.smooth[:, top:bottom]]
+        best = np.full(len(band), np.iinfo(np.int64).max)
+        for label in met:
+            np.minimum(best, _unlike(label, pixels, levels).astype(np.int64) << 16 | label, out=best)
+        labels[top:bottom].reshape(-1)[band] = best & 0xFFFF
+
+    _in_strips(fill, height, width, regions.threads)
+    lone = np.flatnonzero(labels == 0)  # nothing near: the label of the nearest colour
+    if len(lone):
+        bins, index = np.unique(regions.bins.ravel().take(lone), return_inverse=True)
+        nearest = ((colors_of_bins(bins)[:, None] - colors) ** 2).sum(axis=2).argmin(axis=1) + 1
+        labels.reshape(-1)[lone] = nearest.take(index)
+
+    for smoothness in SMOOTHNESS:
+        labels = _relax(regions, labels, seeds, levels, smoothness)
+    return labels
+
+
+def _relax(
+    regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.ndarray, smoothness: int
+) -> np.ndarray:
+    """Labels in which each pixel without a seed has that label of its 3 x 3 neighbours which suits it best.
+
+    This is a round of iterated conditional modes (Besag 1986): squared distance of colours, less `smoothness` for every
+    neighbour of the same label.
+    """
+    height, width = labels.shape
+    result = labels.copy()
+    padded = np.pad(labels, 1, mode="edge")
+
+    def relax(top: int, bottom: int) -> None:
+        strip = padded[top : bottom + 2]
+        middle = labels[top:bottom]
+        mixed = np.zeros(middle.shape, bool)
+        for y, x in _NEIGHBOURS:
+            mixed |= strip[y : y + bottom - top, x : x + width] != middle
+        mixed &= seeds[top:bottom] == 0
+        place = np.flatnonzero(mixed)
+        corner = place + 2 * (place // width)  # its upper left neighbour in the padded strip
+        own = middle.ravel().take(place)
+        around = np.stack([strip.ravel().take(corner + y * (width + 2) + x) for y, x in _NEIGHBOURS])  # (8, P)
+        pixels = [plane.ravel().take(place).astype(np.int32) for plane in regions.smooth[:, top:bottom]]
+        best = np.full(len(place), np.iinfo(np.int64).max)
+        for candidate in (own, *around):
+            votes = (around == candidate).sum(axis=0, dtype=np.int8).astype(np.int32)
+            cost = _unlike(candidate, pixels, levels) - smoothness * votes
+            np.minimum(best, cost.astype(np.int64) << 16 | candidate, out=best)
+        result[top:bottom].reshape(-1)[place] = best & 0xFFFF
+
+    _in_strips(relax, height, width, regions.threads)
+    return result
+
+
+_NEIGHBOURS = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+
+
+def _unlike(labels: np.ndarray, pixels: list[np.ndarray], levels: np.ndarray) -> np.ndarray:
+    """(P,) int32, squared distance of P pixels [3 x (P,) int32] to the colour (3, L + 1) of their label (P,)."""
+    total = np.zeros(len(labels), np.int32)
+    for level, pixel in zip(levels, pixels, strict=True):
+        difference = level.take(labels)
+        difference -= pixel
+        difference *= difference
+        total += difference
+    return total
+
+
+def _first_met(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first label on the way up, and on the way down, from each pixel of (H, W), less than REACH away; else 0."""
+    up, down = seeds, seeds
+    step = 1
+    while step < REACH:
+        higher, lower = up[:-step] * (up[step:] == 0), down[step:] * (down[:-step] == 0)
+        up, down = up.copy(), down.copy()
+        up[step:] |= higher
+        down[:-step] |= lower
+        step *= 2
+    return up, down
+
+
+def noise_of(planes: np.ndarray, lag: int) -> float:
+    """Standard deviation of the noise in levels, from the quartile of differences between pixels `lag` apart.
+
+    Looks at some 4,000 places of planes (3, H, W) uint8, the same ones in a flipped or turned picture.
+    """
+    step = max(1, round((planes[0].size / 1000) ** 0.5))
+    estimates = []
+    for down, right in ((lag, 0), (0, lag)):
+        height, width = planes.shape[1] - down, planes.shape[2] - right
+        if height < 1 or width < 1:
+            continue
+        free, cut = np.zeros(256, np.int64), np.zeros(256, np.int64)
+        for top in (0, (height - 1) % step):  # the places, and their mirror images
+            for left in (0, (width - 1) % step):
+                a = planes[:, top:height:step, left:width:step]
+                b = planes[:, top + down : height + down : step, left + right : width + right : step]
+                low, high = np.minimum(a, b), np.maximum(a, b)
+                difference = high - low
+                is_free = (low > 16) & (high < 239)
+                free += np.bincount(difference[is_free], minlength=256)
+                cut += np.bincount(difference[(low > 0) & (high < 255) & ~is_free], minlength=256)
+        cut[40:] = 0
+        # The quartile, as up to half of the pairs may lie across borders: sigma / 2.22 for a Gaussian, sigma / 4.2 for
+        # one cut in half at 0 or 255, as on black; smoothing makes the second more like the first.
+        if free.sum() > cut.sum():
+            estimates.append(2.22 * _quartile(free))
+        elif cut.any():
+            estimates.append(3.6 * _quartile(cut))
+    return min(estimates, default=0.0)
+
+
+def _quartile(counts: np.ndarray) -> float:
+    """The lower quartile of a histogram (256,) of levels, each spread evenly over the level around it."""
+    below = np.cumsum(counts)
+    wanted = below[-1] / 4
+    level = int(np.searchsorted(below, wanted))
+    start = below[level] - counts[level]
+    # 0 stands for half a level only, as differences have no sign.
+    fraction = float((wanted - start) / counts[level])
+    return fraction / 2 if level == 0 else level - 0.5 + fraction
+
+
+def _around(planes: np.ndarray, radius: int, combine: Callable) -> np.ndarray:
+    """`combine`, again and again, of neighbours along both axes: (C, H, W) -> (C, H - 2 radius, W - 2 radius).
+
+    np.add gives binomial sums over (2 radius + 1)^2 pixels, of weight 16^radius; np.maximum their maximum.
+    """
+    for _ in range(2 * radius):
+        planes = combine(planes[:, 1:], planes[:, :-1])
+    for _ in range(2 * radius):
+        planes = combine(planes[:, :, 1:], planes[:, :, :-1])
+    return planes
+
+
+def _in_strips(work: Callable[[int, int], None], height: int, width: int, threads: int) -> None:
+    """Calls work(top, bottom) for strips of rows, in `threads` threads."""
+    rows = max(1, STRIP_PIXELS // width)
+    tops = range(0, height, rows)
+    bottoms = [min(top + rows, height) for top in tops]
+    if threads == 1 or len(tops) == 1:
+        for top, bottom in zip(tops, bottoms, strict=True):
+            work(top, bottom)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, tops, bottoms))
