@@ -6,6 +6,7 @@ figure 1 of the supplementary). Noise, drifting colours and blurred borders of a
 them are shared out afterwards, and clusters that touch without an edge between them are put together again.
 """
 
+import itertools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,9 @@ NOISE_TO_DELTA = 2.7
 # Noise that smoothing leaves is taken for no more than this, or the colours themselves would drown in it.
 MOST_NOISE = 5.0
 # A cluster of fewer places, or of less than this share of all, is no entity's inside.
-FEWEST_PLACES, SMALLEST_SHARE = 6, 1 / 26_000
+FEWEST_PLACES, SMALLEST_SHARE = 3, 1 / 26_000
 # So many of a cluster's places, and this share of them, must lie among their like, or it is a ring of mixed colours.
-FEWEST_COMPACT, COMPACT_SHARE = 3, 0.15
+FEWEST_COMPACT, COMPACT_SHARE = 1, 0.15
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
 FAR = 30.0
 # Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
@@ -41,6 +42,8 @@ FAR = 30.0
 MERGE_DISTANCE = 30.0
 # Parts of one colour are two entities if at least this far apart, as a share of the picture's shorter side.
 COMPONENT_GAP = 1 / 64
+# Two-means starts from cuts this many standard deviations from the mean.
+START_OFFSET = 0.5
 MOST_THREADS = 8
 
 
@@ -64,9 +67,9 @@ class Dichotomy:
     """A colormap's tree of splits, and the K clusters that its leaves make up.
 
     Attributes:
-        leaves: (H, W) int32, the leaf of each pixel.
+        leaves: (H, W) whole numbers, the leaf of each pixel.
         tree: every node, depth first.
-        clusters: (H, W) int32, the cluster 0..K-1 of each pixel.
+        clusters: (H, W) whole numbers, the cluster 0..K-1 of each pixel.
         centers: (K, 3) float64, the mean RGB (0-255) of each cluster.
         sureness: (K,) float64 in [0, 1], how sure the pixels of each cluster are of it, see `decode_colormap`.
     """
@@ -125,7 +128,7 @@ def decode_colormap(
         raise ValueError(f"min_area and background_radius must not be negative, got {min_area}, {background_radius}")
     found = dichotomy(pixels, delta, criterion, palette, denoise)
     kept = (np.linalg.norm(found.centers, axis=1) >= background_radius) | keep_background
-    number = np.where(kept, np.cumsum(kept), 0).astype(np.int32)  # 0 = background, 1.. = entities
+    number = np.where(kept, np.cumsum(kept), 0).astype(np.min_scalar_type(len(kept)))  # 0 = background, 1.. = entities
     labels, centers, scores = number.take(found.clusters), found.centers[kept], found.sureness[kept]
     if components:
         labels, origin = _components(labels)
@@ -242,7 +245,7 @@ def _unique_colors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _flat_colors(pixels: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray] | None:
     """`_unique_colors` of a map of a few flat colours, all further apart than delta, else None."""
-    some = pixels.reshape(-1, 3)[:: max(1, pixels[..., 0].size // 4096)][None]
+    some = pixels.reshape(-1, 3)[:: max(1, pixels[..., 0].size // 2048)][None]
     if len(_unique_colors(some)[0]) > MOST_FLAT_COLORS:
         return None
     colors, index = _unique_colors(pixels)
@@ -264,9 +267,7 @@ def _plain(
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     cluster_of_color = cluster.take(leaf)
     sureness = _sureness(colors, np.arange(len(colors)), cluster_of_color, weights, centers)
-    return Dichotomy(
-        leaf.astype(np.int32).take(index), tree, cluster_of_color.astype(np.int32).take(index), centers, sureness
-    )
+    return Dichotomy(leaf.take(index), tree, cluster_of_color.take(index), centers, sureness)
 
 
 def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
@@ -277,7 +278,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
 
     # 2. Split the colours inside regions, as a weighted histogram.
     bins, weights, sums = regions.histogram()
-    smallest = max(FEWEST_PLACES, int(len(regions.grid) * SMALLEST_SHARE))
+    smallest = max(FEWEST_PLACES, int(regions.sample(regions.inside).size * SMALLEST_SHARE))
     leaf, tree = _divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
 
     # 3. Drop the leaves that are mixtures along a border, thin lines: their pixels have few like neighbours.
@@ -300,7 +301,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     clusters = cluster.astype(leaves.dtype).take(leaves)
     sureness = _grid_sureness(regions, clusters, centers)
-    return Dichotomy(leaves.astype(np.int32), tree, clusters.astype(np.int32), centers, sureness)
+    return Dichotomy(leaves, tree, clusters, centers, sureness)
 
 
 def _divide(
@@ -362,7 +363,16 @@ def _split(
         else:
             leaf[members] = leaves
             leaves += 1
-    return leaf, [Cluster(np.unique(leaf[m][leaf[m] >= 0]), depth, distance) for m, depth, distance in nodes]
+    tree = []
+    for members, depth, distance in nodes:
+        below = leaf[members]
+        below = below[below >= 0]
+        # The leaves are numbered depth first.
+        tree.append(Cluster(np.arange(below.min(), below.max() + 1), depth, distance))
+    return leaf, tree
+
+
+_DIRECTIONS = np.array([d for d in itertools.product((-1.0, 0.0, 1.0), repeat=3) if d > (0, 0, 0)])  # (13, 3)
 
 
 def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -372,35 +382,26 @@ def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
         points: (K, D) float64 around their weighted mean, K > 1, not all the same.
         weights: (K,) float64, positive.
 
-    Returns (K,) bool with both values. The best cut across each of the three longest axes is improved until no point
-    changes sides (Lloyd 1982), and the best of the three taken.
+    Returns (K,) bool with both values: the best of 26 cuts, across the first three axes and between them, each improved
+    until no point changes sides (Lloyd 1982).
     """
     heavy = points * weights[:, None]
     total = weights.sum()
-    best, best_side = -1.0, np.arange(len(points)) == 0
-    for axis in np.linalg.eigh(heavy.T @ points)[1].T[:-4:-1]:
-        along = points @ axis
-        order = along.argsort()
-        first = weights[order].cumsum()[:-1]
-        sums = heavy[order].cumsum(axis=0)[:-1]
-        # The squared distances become less by this much, as the points' mean is 0.
-        gain = np.einsum("ij,ij->i", sums, sums) * (1 / first + 1 / (total - first))
-        cut = gain.argmax()
-        side = np.zeros(len(points), bool)
-        side[order[: cut + 1]] = True
-        mass, mean_sum = first[cut], sums[cut]
-        reached = gain[cut]
-        for _ in range(100):
-            a, b = mean_sum / mass, -mean_sum / (total - mass)
-            nearer = points @ (a - b) > (a @ a - b @ b) / 2
-            if (nearer == side).all() or nearer.all() or not nearer.any():
-                break
-            side = nearer
-            mass, mean_sum = weights @ side, side @ heavy
-            reached = mean_sum @ mean_sum * (1 / mass + 1 / (total - mass))
-        if reached > best * (1 + 1e-12):
-            best, best_side = reached, side
-    return best_side
+    along = points[:, :3] @ (_DIRECTIONS * np.sqrt((heavy * points).sum(axis=0)[:3])).T  # (K, 13)
+    offset = START_OFFSET * np.sqrt(weights @ along**2 / total)
+    sides = np.concatenate([along > offset, along > -offset], axis=1).astype(np.float64)  # (K, 26)
+    while True:
+        mass, sums = weights @ sides, sides.T @ heavy  # of the points on this side; those of the others are the rest
+        mass = np.minimum(np.maximum(mass, 1e-9 * total), (1 - 1e-9) * total)
+        one, other = 1 / mass, 1 / (total - mass)
+        squared = (sums * sums).sum(axis=1)
+        gain = squared * (one + other)  # by so much do the squared distances become less
+        nearer = points @ (sums * (one + other)[:, None]).T > squared * (one * one - other * other) / 2
+        if np.array_equal(nearer, sides):
+            break
+        sides = nearer.astype(np.float64)
+    side = sides[:, gain.argmax()] > 0
+    return side if side.any() and not side.all() else np.arange(len(points)) == 0
 
 
 def _features(colors: np.ndarray) -> np.ndarray:
@@ -450,14 +451,14 @@ def _merge(
 
 
 def _grid_sureness(regions: Regions, clusters: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    bins = regions.bins.ravel().take(regions.grid)
+    bins = regions.sample(regions.bins)
     seen = np.zeros(BIN_COUNT, bool)
     seen[bins] = True
     used = np.flatnonzero(seen)
     number = np.cumsum(seen, dtype=np.int32) - 1
     pair = number.take(bins)
     pair *= len(centers)
-    pair += clusters.ravel().take(regions.grid)
+    pair += regions.sample(clusters)
     weights = np.bincount(pair, minlength=1)
     pair = np.flatnonzero(weights)
     colors = colors_of_bins(used)

@@ -61,7 +61,7 @@ class Entities:
             raise ValueError(f"labels go up to {largest}, but there are {len(colors)} colours and {len(scores)} scores")
         kept = 1 + np.flatnonzero(areas[1:])
         first = np.zeros(largest + 1, np.int64)
-        if len(np.unique(areas[kept])) < len(kept):  # ties
+        if len(set(areas[kept].tolist())) < len(kept):  # ties
             order = np.arange(labels.size)[::-1]
             first[labels.ravel()[::-1]] = order  # written backwards, so the earliest pixel of each label stays
         kept = kept[np.lexsort((first[kept], -areas[kept]))]

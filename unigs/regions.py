@@ -6,7 +6,7 @@ result, bit for bit. Large pictures are worked on in strips of rows, for the sak
 L labels are the numbers 1..L in maps (H, W) of uint8, or uint16 where they are many; 0 is none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ FLAT_RANGE = 20
 # In thin regions blur leaves no flat pixel: there the inside differs by less than this share of what the border does.
 FLAT_SHARE, FLAT_SHARE_RANGE = 0.3, 50
 # Bins of 2^BIN_BITS levels a channel.
-BIN_BITS = 3
+BIN_BITS = 4
 BIN_COUNT = 1 << 3 * (8 - BIN_BITS)
 # A pixel between regions takes the label of an inside pixel less than this far away in its row or column.
 REACH = 8
@@ -28,7 +28,7 @@ REACH = 8
 # and the colour between equals, then both count.
 SMOOTHNESS = 1 << 20, 1000, 1000
 # Colours are counted at about this many places, or at all pixels of a smaller picture.
-PLACES = 1 << 17
+PLACES = 1 << 16
 STRIP_PIXELS = 1 << 18
 
 
@@ -50,28 +50,26 @@ class Regions:
     bins: np.ndarray
     threads: int
 
-    @cached_property
-    def grid(self) -> np.ndarray:
-        """(G,) int64, the pixels at which colours are counted: the same ones in a flipped or turned picture."""
+    def sample(self, values: np.ndarray) -> np.ndarray:
+        """(G,), the values (H, W) at the pixels that are counted: the same ones in a flipped or turned picture."""
         height, width = self.inside.shape
         step = max(1, round((height * width / PLACES) ** 0.5))
-        rows, columns = (
-            np.flatnonzero(np.minimum(np.arange(n), np.arange(n)[::-1]) % step == 0) for n in (height, width)
-        )
-        return (rows[:, None] * width + columns).ravel()
+        if step > 1:
+            values = values.take(_every(height, step), axis=0).take(_every(width, step), axis=1)
+        return values.ravel()
 
     @cached_property
     def places(self) -> np.ndarray:
-        """(P,) int64, those of the grid that are inside a region; the whole grid if hardly any are."""
-        places = self.grid.compress(self.inside.ravel().take(self.grid))
-        return places if len(places) else self.grid
+        """(P,) int64, those of the sample that are inside a region; all of it if none are."""
+        inside = self.sample(self.inside)
+        return np.flatnonzero(inside) if inside.any() else np.arange(len(inside))
 
     def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The K bins in use (K,), the number of places in each (K,) and the sums of their colours (K, 3) float64."""
-        code = self.bins.ravel().take(self.places).astype(np.intp)
+        code = self.sample(self.bins).take(self.places).astype(np.intp)
         count = np.bincount(code, minlength=BIN_COUNT)
         used = np.flatnonzero(count)
-        sums = [np.bincount(code, plane.ravel().take(self.places), BIN_COUNT).take(used) for plane in self.smooth]
+        sums = [np.bincount(code, self.sample(plane).take(self.places), BIN_COUNT).take(used) for plane in self.smooth]
         return used, count.take(used), np.stack(sums, axis=1)
 
     def seeds(self, label_of_bin: np.ndarray) -> np.ndarray:
@@ -84,14 +82,16 @@ class Regions:
 def find_regions(pixels: np.ndarray, threads: int = 1) -> Regions:
     """Smooths the noise of a colormap (H, W, 3) uint8 away, and finds the insides of its regions."""
     height, width = pixels.shape[:2]
-    radius = sum(noise_of(np.moveaxis(pixels, 2, 0), lag=1) >= limit for limit in SMOOTH_FROM)
-    margin = radius + 4  # what the filters below take off
-    raw = np.pad(np.moveaxis(pixels, 2, 0), [(0, 0), (margin, margin), (margin, margin)], mode="edge")
+    edge = 4 + len(SMOOTH_FROM)  # what the filters below take off at most
+    raw = np.pad(np.moveaxis(pixels, 2, 0), [(0, 0), (edge, edge), (edge, edge)], mode="edge")
+    radius = sum(noise_of(raw[:, edge:-edge, edge:-edge], lag=1) >= limit for limit in SMOOTH_FROM)
+    skip = edge - 4 - radius
+    raw = raw[:, skip : raw.shape[1] - skip, skip : raw.shape[2] - skip]
     smooth = np.empty((3, height, width), np.uint8)
     inside, bins = np.empty((height, width), bool), np.empty((height, width), np.uint16)
 
     def sort(top: int, bottom: int) -> None:
-        planes = raw[:, top : bottom + 2 * margin]
+        planes = raw[:, top : bottom + 2 * (4 + radius)]
         if radius:
             total = _around(planes.astype(np.uint16), radius, np.add)
             total += 1 << (4 * radius - 1)
@@ -129,13 +129,14 @@ def compact_areas(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray
 
     def compare(top: int, bottom: int) -> None:
         same = alike[top:bottom]
-        same[:] = 1
-        for y, x in _NEIGHBOURS:
-            same += padded[top + y : bottom + y, x : x + width] == seeds[top:bottom]
+        same[:] = 0
+        for y in range(3):
+            for x in range(3):
+                same += padded[top + y : bottom + y, x : x + width] == seeds[top:bottom]
 
     _in_strips(compare, height, width, regions.threads)
-    compact = regions.places.compress(alike.ravel().take(regions.places) >= 6)
-    return np.bincount(seeds.ravel().take(compact), minlength=count + 1)
+    compact = regions.sample(alike).take(regions.places) >= 6
+    return np.bincount(regions.sample(seeds).take(regions.places).compress(compact), minlength=count + 1)
 
 
 def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.ndarray:
@@ -151,16 +152,16 @@ def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.nda
     levels = np.concatenate([np.full((1, 3), 1000), colors]).round().astype(np.int32).T.copy()  # (3, L + 1)
 
     def fill(top: int, bottom: int) -> None:
-        band = np.flatnonzero(seeds[top:bottom] == 0)
         first, last = max(top - REACH, 0), min(bottom + REACH, height)
         sides = [side[top - first : bottom - first] for side in _first_met(seeds[first:last])]
         sides += [side.T for side in _first_met(seeds[top:bottom].T)]
+        band = np.flatnonzero(seeds[top:bottom] == 0)
         met = np.stack([side.ravel().take(band) for side in sides])  # (4, P)
-        pixels = [plane.ravel().take(band).astype(np.int32) for plane in regions.smooth[:, top:bottom]]
-        best = np.full(len(band), np.iinfo(np.int64).max)
-        for label in met:
-            np.minimum(best, _unlike(label, pixels, levels).astype(np.int64) << 16 | label, out=best)
-        labels[top:bottom].reshape(-1)[band] = best & 0xFFFF
+        chosen = met.max(axis=0)
+        split = np.flatnonzero((met != chosen).any(axis=0))  # others have no choice
+        pixels = _colors_at(regions.smooth[:, top:bottom], band.take(split))
+        chosen[split] = _best(list(met.take(split, axis=1)), [0] * 4, pixels, levels)
+        labels[top:bottom].reshape(-1)[band] = chosen
 
     _in_strips(fill, height, width, regions.threads)
     lone = np.flatnonzero(labels == 0)  # nothing near: the label of the nearest colour
@@ -169,69 +170,80 @@ def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.nda
         nearest = ((colors_of_bins(bins)[:, None] - colors) ** 2).sum(axis=2).argmin(axis=1) + 1
         labels.reshape(-1)[lone] = nearest.take(index)
 
-    for smoothness in SMOOTHNESS:
-        labels = _relax(regions, labels, seeds, levels, smoothness)
-    return labels
+    return _relax(regions, labels, seeds, levels)
 
 
-def _relax(
-    regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.ndarray, smoothness: int
-) -> np.ndarray:
+def _relax(regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Labels in which each pixel without a seed has that label of its 3 x 3 neighbours which suits it best.
 
-    This is a round of iterated conditional modes (Besag 1986): squared distance of colours, less `smoothness` for every
-    neighbour of the same label.
+    These are rounds of iterated conditional modes (Besag 1986) at the pixels between labels: squared distance of
+    colours, less the round's smoothness for every neighbour of the same label.
     """
     height, width = labels.shape
-    result = labels.copy()
     padded = np.pad(labels, 1, mode="edge")
+    mixed = np.empty((height, width), bool)
 
-    def relax(top: int, bottom: int) -> None:
-        strip = padded[top : bottom + 2]
-        middle = labels[top:bottom]
-        mixed = np.zeros(middle.shape, bool)
-        for y, x in _NEIGHBOURS:
-            mixed |= strip[y : y + bottom - top, x : x + width] != middle
-        mixed &= seeds[top:bottom] == 0
-        place = np.flatnonzero(mixed)
-        corner = place + 2 * (place // width)  # its upper left neighbour in the padded strip
-        own = middle.ravel().take(place)
-        around = np.stack([strip.ravel().take(corner + y * (width + 2) + x) for y, x in _NEIGHBOURS])  # (8, P)
-        pixels = [plane.ravel().take(place).astype(np.int32) for plane in regions.smooth[:, top:bottom]]
-        best = np.full(len(place), np.iinfo(np.int64).max)
-        for candidate in (own, *around):
-            votes = (around == candidate).sum(axis=0, dtype=np.int8).astype(np.int32)
-            cost = _unlike(candidate, pixels, levels) - smoothness * votes
-            np.minimum(best, cost.astype(np.int64) << 16 | candidate, out=best)
-        result[top:bottom].reshape(-1)[place] = best & 0xFFFF
+    def compare(top: int, bottom: int) -> None:
+        strip = padded[None, top : bottom + 2]
+        np.not_equal(_around(strip, 1, np.minimum)[0], _around(strip, 1, np.maximum)[0], out=mixed[top:bottom])
+        mixed[top:bottom] &= seeds[top:bottom] == 0
 
-    _in_strips(relax, height, width, regions.threads)
-    return result
+    _in_strips(compare, height, width, regions.threads)
+    place = np.flatnonzero(mixed)
+    pixels = _colors_at(regions.smooth, place)
+    middle = place + 2 * (place // width) + width + 3  # in the padded labels
+    neighbours = [y * (width + 2) + x for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    for smoothness in SMOOTHNESS:
+        around = np.stack([padded.ravel().take(middle + step) for step in neighbours])  # (9, P)
+        # Hardly ever are there more than two labels around.
+        candidates = [around.min(axis=0), around.max(axis=0), around[4]]
+        votes = [smoothness * (around == label).sum(axis=0, dtype=np.int8).astype(np.int32) for label in candidates]
+        padded.reshape(-1)[middle] = _best(candidates, votes, pixels, levels)
+        _pad_edges(padded)
+    return padded[1:-1, 1:-1]
 
 
-_NEIGHBOURS = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+def _pad_edges(padded: np.ndarray) -> None:
+    """Repeats the pixels next to the edge of (H, W) in the edge, as np.pad does."""
+    padded[0], padded[-1] = padded[1], padded[-2]
+    padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
 
 
-def _unlike(labels: np.ndarray, pixels: list[np.ndarray], levels: np.ndarray) -> np.ndarray:
-    """(P,) int32, squared distance of P pixels [3 x (P,) int32] to the colour (3, L + 1) of their label (P,)."""
-    total = np.zeros(len(labels), np.int32)
-    for level, pixel in zip(levels, pixels, strict=True):
-        difference = level.take(labels)
-        difference -= pixel
-        difference *= difference
-        total += difference
-    return total
+def _colors_at(planes: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
+    return [plane.ravel().take(places).astype(np.int32) for plane in planes]  # 3 x (P,)
+
+
+def _best(
+    candidates: Sequence[np.ndarray], votes: Sequence[np.ndarray | int], pixels: list[np.ndarray], levels: np.ndarray
+) -> np.ndarray:
+    """Which of the labels C x (P,) suits each of P pixels best: squared distance of colours less votes; ties: the lowest.
+
+    `pixels` are 3 x (P,) and `levels`, the colours of the labels, (3, L + 1).
+    """
+    best = np.full(len(candidates[0]), np.iinfo(np.int64).max)
+    for label, vote in zip(candidates, votes, strict=True):
+        label = label.astype(np.intp)
+        cost = np.zeros(len(label), np.int32)
+        cost -= vote
+        for level, pixel in zip(levels, pixels, strict=True):
+            difference = level.take(label)
+            difference -= pixel
+            difference *= difference
+            cost += difference
+        packed = cost.astype(np.int64)
+        packed <<= 16
+        packed |= label
+        np.minimum(best, packed, out=best)
+    return best & 0xFFFF
 
 
 def _first_met(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first label on the way up, and on the way down, from each pixel of (H, W), less than REACH away; else 0."""
-    up, down = seeds, seeds
+    up, down = seeds.copy(order="K"), seeds.copy(order="K")
     step = 1
     while step < REACH:
-        higher, lower = up[:-step] * (up[step:] == 0), down[step:] * (down[:-step] == 0)
-        up, down = up.copy(), down.copy()
-        up[step:] |= higher
-        down[:-step] |= lower
+        up[step:] |= up[:-step] * (up[step:] == 0)
+        down[:-step] |= down[step:] * (down[:-step] == 0)
         step *= 2
     return up, down
 
@@ -241,22 +253,20 @@ def noise_of(planes: np.ndarray, lag: int) -> float:
 
     Looks at some 4,000 places of planes (3, H, W) uint8, the same ones in a flipped or turned picture.
     """
-    step = max(1, round((planes[0].size / 1000) ** 0.5))
+    step = max(1, round((planes[0].size / 4000) ** 0.5))
     estimates = []
     for down, right in ((lag, 0), (0, lag)):
         height, width = planes.shape[1] - down, planes.shape[2] - right
         if height < 1 or width < 1:
             continue
-        free, cut = np.zeros(256, np.int64), np.zeros(256, np.int64)
-        for top in (0, (height - 1) % step):  # the places, and their mirror images
-            for left in (0, (width - 1) % step):
-                a = planes[:, top:height:step, left:width:step]
-                b = planes[:, top + down : height + down : step, left + right : width + right : step]
-                low, high = np.minimum(a, b), np.maximum(a, b)
-                difference = high - low
-                is_free = (low > 16) & (high < 239)
-                free += np.bincount(difference[is_free], minlength=256)
-                cut += np.bincount(difference[(low > 0) & (high < 255) & ~is_free], minlength=256)
+        rows, columns = _every(height, step), _every(width, step)
+        a = planes.take(rows, axis=1).take(columns, axis=2)
+        b = planes.take(rows + down, axis=1).take(columns + right, axis=2)
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        difference = high - low
+        is_free = (low > 16) & (high < 239)
+        free = np.bincount(difference[is_free], minlength=256)
+        cut = np.bincount(difference[(low > 0) & (high < 255) & ~is_free], minlength=256)
         cut[40:] = 0
         # The quartile, as up to half of the pairs may lie across borders: sigma / 2.22 for a Gaussian, sigma / 4.2 for
         # one cut in half at 0 or 255, as on black; smoothing makes the second more like the first.
@@ -276,6 +286,12 @@ def _quartile(counts: np.ndarray) -> float:
     # 0 stands for half a level only, as differences have no sign.
     fraction = float((wanted - start) / counts[level])
     return fraction / 2 if level == 0 else level - 0.5 + fraction
+
+
+def _every(length: int, step: int) -> np.ndarray:
+    """Every step-th number below length, counted from both ends, so that there is no first and last."""
+    numbers = np.arange(length)
+    return np.flatnonzero(np.minimum(numbers, numbers[::-1]) % step == 0)
 
 
 def _around(planes: np.ndarray, radius: int, combine: Callable) -> np.ndarray:
