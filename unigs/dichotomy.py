@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from .entities import Entities
+from .entities import Entities, relabel
 from .palette import LocationAwarePalette
 from .regions import BIN_COUNT, Regions, colors_of_bins, compact_areas, find_regions, share_out
 
@@ -129,7 +129,7 @@ def decode_colormap(
     found = dichotomy(pixels, delta, criterion, palette, denoise)
     kept = (np.linalg.norm(found.centers, axis=1) >= background_radius) | keep_background
     number = np.where(kept, np.cumsum(kept), 0).astype(np.min_scalar_type(len(kept)))  # 0 = background, 1.. = entities
-    labels, centers, scores = number.take(found.clusters), found.centers[kept], found.sureness[kept]
+    labels, centers, scores = relabel(found.clusters, number), found.centers[kept], found.sureness[kept]
     if components:
         labels, origin = _components(labels)
         centers, scores = centers[origin], scores[origin]
@@ -267,7 +267,7 @@ def _plain(
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     cluster_of_color = cluster.take(leaf)
     sureness = _sureness(colors, np.arange(len(colors)), cluster_of_color, weights, centers)
-    return Dichotomy(leaf.take(index), tree, cluster_of_color.take(index), centers, sureness)
+    return Dichotomy(relabel(index, leaf), tree, relabel(index, cluster_of_color), centers, sureness)
 
 
 def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
@@ -292,14 +292,14 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
     leaf = number[leaf]
     tree = [Cluster(number[c.leaves][kept[c.leaves]], c.depth, c.distance) for c in tree]
-    seeds = np.roll(number + 1, 1).astype(seeds.dtype).take(seeds)
+    seeds = relabel(seeds, np.roll(number + 1, 1).astype(seeds.dtype))
 
     # 4. Share out the rest, and put together what was one.
     centers, areas = _centers(leaf, sums, weights)
     leaves = share_out(regions, seeds, centers) - seeds.dtype.type(1)
     cluster = _one_paint(centers, paints) if criterion == "nearest" else _merge(leaves, regions, centers, delta, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
-    clusters = cluster.astype(leaves.dtype).take(leaves)
+    clusters = relabel(leaves, cluster.astype(leaves.dtype))
     sureness = _grid_sureness(regions, clusters, centers)
     return Dichotomy(leaves, tree, clusters, centers, sureness)
 

@@ -53,7 +53,7 @@ class Entities:
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
             raise ValueError(f"labels must be whole numbers >= 0 of shape (H, W), got {labels.dtype} {labels.shape}")
-        areas = np.bincount(labels.ravel(), minlength=1)
+        areas = _count(labels)
         largest = len(areas) - 1
         colors = np.zeros((largest, 3), np.uint8) if colors is None else np.asarray(colors)
         scores = np.ones(largest, np.float32) if scores is None else np.asarray(scores, np.float32)
@@ -67,7 +67,7 @@ class Entities:
         kept = kept[np.lexsort((first[kept], -areas[kept]))]
         renumber = np.zeros(largest + 1, np.int32)
         renumber[kept] = np.arange(1, len(kept) + 1)
-        return cls(renumber.take(labels), colors[kept - 1], scores[kept - 1])
+        return cls(relabel(labels, renumber), colors[kept - 1], scores[kept - 1])
 
     def __len__(self) -> int:
         return len(self.areas)
@@ -80,7 +80,7 @@ class Entities:
     @cached_property
     def areas(self) -> np.ndarray:
         """(N,) int64, pixels of each entity."""
-        return np.bincount(self.labels.ravel(), minlength=1)[1:]
+        return _count(self.labels)[1:]
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -171,3 +171,26 @@ def _compress(runs: np.ndarray) -> str:
                 break
             text.append(chr(48 + bits + 32))
     return "".join(text)
+
+
+def relabel(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """`table[labels]` of a label map (H, W), with no more memory than the result."""
+    result = np.empty(labels.shape, table.dtype)
+    for row, renamed in zip(_blocks(labels), _blocks(result), strict=True):
+        table.take(row, out=renamed, mode="clip")
+    return result
+
+
+def _count(labels: np.ndarray) -> np.ndarray:
+    """(K + 1,) int64, pixels of each label 0..K of a label map (H, W)."""
+    blocks = [np.bincount(block.ravel(), minlength=1) for block in _blocks(labels)]
+    counts = np.zeros(max(map(len, blocks), default=1), np.int64)
+    for block in blocks:
+        counts[: len(block)] += block
+    return counts
+
+
+def _blocks(labels: np.ndarray) -> list[np.ndarray]:
+    # numpy makes 8-byte indices of any others before it uses them.
+    rows = max(1, (1 << 16) // max(labels.shape[1], 1))
+    return [labels[top : top + rows] for top in range(0, labels.shape[0], rows)]

@@ -13,6 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
+from .entities import relabel
+
 # From this much noise on (levels) it is smoothed by a binomial filter of radius 1, and of radius 2.
 SMOOTH_FROM = 3.0, 14.0
 # Inside a region the 3 x 3 neighbours differ by less than this many levels.
@@ -29,7 +31,8 @@ REACH = 8
 SMOOTHNESS = 1 << 20, 1000, 1000
 # Colours are counted at about this many places, or at all pixels of a smaller picture.
 PLACES = 1 << 16
-STRIP_PIXELS = 1 << 18
+STRIP_PIXELS = 1 << 17
+MTH = 16
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Regions:
 
     def seeds(self, label_of_bin: np.ndarray) -> np.ndarray:
         """(H, W), the label of the bin of each pixel inside a region, else 0."""
-        seeds = label_of_bin.take(self.bins)
+        seeds = relabel(self.bins, label_of_bin)
         seeds *= self.inside
         return seeds
 
@@ -84,7 +87,8 @@ def find_regions(pixels: np.ndarray, threads: int = 1) -> Regions:
     height, width = pixels.shape[:2]
     edge = 4 + len(SMOOTH_FROM)  # what the filters below take off at most
     raw = np.pad(np.moveaxis(pixels, 2, 0), [(0, 0), (edge, edge), (edge, edge)], mode="edge")
-    radius = sum(noise_of(raw[:, edge:-edge, edge:-edge], lag=1) >= limit for limit in SMOOTH_FROM)
+    sigma = noise_of(raw[:, edge:-edge, edge:-edge], lag=1)
+    radius = sum(sigma >= limit for limit in SMOOTH_FROM)
     skip = edge - 4 - radius
     raw = raw[:, skip : raw.shape[1] - skip, skip : raw.shape[2] - skip]
     smooth = np.empty((3, height, width), np.uint8)
@@ -93,10 +97,7 @@ def find_regions(pixels: np.ndarray, threads: int = 1) -> Regions:
     def sort(top: int, bottom: int) -> None:
         planes = raw[:, top : bottom + 2 * (4 + radius)]
         if radius:
-            total = _around(planes.astype(np.uint16), radius, np.add)
-            total += 1 << (4 * radius - 1)
-            total >>= 4 * radius
-            planes = total.astype(np.uint8)
+            planes = np.stack([_soften(plane, radius) for plane in planes])
         smooth[:, top:bottom] = core = planes[:, 4:-4, 4:-4]
         spread = (_around(planes, 1, np.maximum) - _around(planes, 1, np.minimum)).max(axis=0)[None]
         wide = _around(spread, 3, np.maximum)[0].astype(np.uint16)
@@ -288,6 +289,14 @@ def _quartile(counts: np.ndarray) -> float:
     return fraction / 2 if level == 0 else level - 0.5 + fraction
 
 
+def _soften(plane: np.ndarray, radius: int) -> np.ndarray:
+    """The binomial filter of (H, W) uint8, without its margin: (H - 2 radius, W - 2 radius)."""
+    total = _around(plane[None].astype(np.uint16), radius, np.add)[0]
+    total += 1 << (4 * radius - 1)
+    total >>= 4 * radius
+    return total.astype(np.uint8)
+
+
 def _every(length: int, step: int) -> np.ndarray:
     """Every step-th number below length, counted from both ends, so that there is no first and last."""
     numbers = np.arange(length)
@@ -311,7 +320,7 @@ def _in_strips(work: Callable[[int, int], None], height: int, width: int, thread
     rows = max(1, STRIP_PIXELS // width)
     tops = range(0, height, rows)
     bottoms = [min(top + rows, height) for top in tops]
-    if threads == 1 or len(tops) == 1:
+    if threads == 1 or len(tops) < MTH:
         for top, bottom in zip(tops, bottoms, strict=True):
             work(top, bottom)
     else:
