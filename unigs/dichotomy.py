@@ -34,7 +34,7 @@ MOST_NOISE = 5.0
 # A cluster of fewer places, or of less than this share of all, is no entity's inside.
 FEWEST_PLACES, SMALLEST_SHARE = 3, 1 / 26_000
 # So many of a cluster's places, and this share of them, must lie among their like, or it is a ring of mixed colours.
-FEWEST_COMPACT, COMPACT_SHARE = 1, 0.15
+FEWEST_COMPACT, COMPACT_SHARE = 1, 0.05
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
 FAR = 30.0
 # Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
@@ -286,7 +286,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     label_of_bin[bins] = leaf + 1
     seeds = regions.seeds(label_of_bin)
     compact = compact_areas(regions, seeds, leaf.max() + 1)[1:]
-    kept = compact >= np.maximum(FEWEST_COMPACT, COMPACT_SHARE * np.bincount(leaf[leaf >= 0], weights[leaf >= 0]))
+    kept = compact >= np.maximum(FEWEST_COMPACT, COMPACT_SHARE * pixels[...,0].size/regions.sample(regions.inside).size * np.bincount(leaf[leaf >= 0], weights[leaf >= 0]))
     if not kept.any():
         kept[:] = True
     number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
@@ -382,26 +382,29 @@ def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
         points: (K, D) float64 around their weighted mean, K > 1, not all the same.
         weights: (K,) float64, positive.
 
-    Returns (K,) bool with both values: the best of 26 cuts, across the first three axes and between them, each improved
-    until no point changes sides (Lloyd 1982).
+    Returns (K,) bool with both values: the best of 26 cuts, across the first three axes and between them, all improved
+    (Lloyd 1982) until the best of them becomes no better.
     """
     heavy = points * weights[:, None]
     total = weights.sum()
     along = points[:, :3] @ (_DIRECTIONS * np.sqrt((heavy * points).sum(axis=0)[:3])).T  # (K, 13)
     offset = START_OFFSET * np.sqrt(weights @ along**2 / total)
-    sides = np.concatenate([along > offset, along > -offset], axis=1).astype(np.float64)  # (K, 26)
-    while True:
-        mass, sums = weights @ sides, sides.T @ heavy  # of the points on this side; those of the others are the rest
+    sides = np.concatenate([along > offset, along > -offset], axis=1)  # (K, 26)
+    best, best_gain, stale = np.arange(len(points)) == 0, 0.0, 0
+    while stale < 2:
+        on = sides.astype(np.float64)
+        mass, sums = weights @ on, on.T @ heavy  # of the points on this side; those of the others are the rest
         mass = np.minimum(np.maximum(mass, 1e-9 * total), (1 - 1e-9) * total)
         one, other = 1 / mass, 1 / (total - mass)
         squared = (sums * sums).sum(axis=1)
         gain = squared * (one + other)  # by so much do the squared distances become less
-        nearer = points @ (sums * (one + other)[:, None]).T > squared * (one * one - other * other) / 2
-        if np.array_equal(nearer, sides):
-            break
-        sides = nearer.astype(np.float64)
-    side = sides[:, gain.argmax()] > 0
-    return side if side.any() and not side.all() else np.arange(len(points)) == 0
+        leader = gain.argmax()
+        if gain[leader] > best_gain * (1 + 1e-9):
+            best, best_gain, stale = sides[:, leader], gain[leader], 0
+        else:
+            stale += 1
+        sides = points @ (sums * (one + other)[:, None]).T > squared * (one * one - other * other) / 2
+    return best
 
 
 def _features(colors: np.ndarray) -> np.ndarray:

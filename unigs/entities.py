@@ -53,7 +53,7 @@ class Entities:
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
             raise ValueError(f"labels must be whole numbers >= 0 of shape (H, W), got {labels.dtype} {labels.shape}")
-        areas = _count(labels)
+        areas = count_labels(labels)
         largest = len(areas) - 1
         colors = np.zeros((largest, 3), np.uint8) if colors is None else np.asarray(colors)
         scores = np.ones(largest, np.float32) if scores is None else np.asarray(scores, np.float32)
@@ -80,7 +80,7 @@ class Entities:
     @cached_property
     def areas(self) -> np.ndarray:
         """(N,) int64, pixels of each entity."""
-        return _count(self.labels)[1:]
+        return count_labels(self.labels)[1:]
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -181,12 +181,13 @@ def relabel(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
     return result
 
 
-def _count(labels: np.ndarray) -> np.ndarray:
-    """(K + 1,) int64, pixels of each label 0..K of a label map (H, W)."""
-    blocks = [np.bincount(block.ravel(), minlength=1) for block in _blocks(labels)]
-    counts = np.zeros(max(map(len, blocks), default=1), np.int64)
-    for block in blocks:
-        counts[: len(block)] += block
+def count_labels(labels: np.ndarray, largest: int = 0) -> np.ndarray:
+    """(K + 1,) int64, pixels of each label 0..K of a label map (H, W), K at least `largest`."""
+    counts = np.zeros(largest + 1, np.int64)
+    for block in _blocks(labels):
+        more = np.bincount(block.ravel(), minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
     return counts
 
 

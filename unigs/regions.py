@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .entities import relabel
+from .entities import count_labels, relabel
 
 # From this much noise on (levels) it is smoothed by a binomial filter of radius 1, and of radius 2.
 SMOOTH_FROM = 3.0, 14.0
@@ -126,18 +126,18 @@ def compact_areas(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray
     """Places (L + 1,) of each label 0..L = count that have six of their label among their 3 x 3 neighbours."""
     height, width = seeds.shape
     padded = np.pad(seeds, 1)
-    alike = np.empty((height, width), np.uint8)
+    alike = np.empty((height, width), bool)
 
     def compare(top: int, bottom: int) -> None:
-        same = alike[top:bottom]
-        same[:] = 0
-        for y in range(3):
-            for x in range(3):
-                same += padded[top + y : bottom + y, x : x + width] == seeds[top:bottom]
+        middle = padded[top + 1 : bottom + 1, 1:-1]
+        same = np.equal(padded[top:bottom, 1:-1], middle, out=alike[top:bottom])
+        same &= padded[top + 2 : bottom + 2, 1:-1] == middle
+        same &= padded[top + 1 : bottom + 1, :-2] == middle
+        same &= padded[top + 1 : bottom + 1, 2:] == middle
 
     _in_strips(compare, height, width, regions.threads)
-    compact = regions.sample(alike).take(regions.places) >= 6
-    return np.bincount(regions.sample(seeds).take(regions.places).compress(compact), minlength=count + 1)
+    alike = seeds * alike
+    return count_labels(alike, count)
 
 
 def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.ndarray:
