@@ -5,6 +5,7 @@ folds back), and True is the region of interest in both branches. The mask of se
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -69,9 +70,10 @@ def coarse_mask(
         outer = _check_extended(extended_boxes, inner, height, width)
 
     mask = np.zeros((height, width), bool)
-    for box, extended in zip(inner.tolist(), outer.tolist(), strict=True):
+    curves = _side_curves(inner, outer) if kind != "box" else np.zeros((len(inner), 0, 2))
+    for box, extended, points in zip(inner.tolist(), outer.tolist(), curves, strict=True):
         if kind == "curve" or (kind == "mixed" and rng.random() < CURVE_PROBABILITY):
-            mask |= _curve_blob(box, extended, height, width, rng)
+            _draw_blob(mask, box, points + rng.integers(-JITTER, JITTER + 1, points.shape))
         else:
             x1, y1, x2, y2 = extended
             mask[y1:y2, x1:x2] = True
@@ -143,7 +145,7 @@ def boxes_of_masks(masks: Any) -> np.ndarray:
 
 
 def quadratic_bezier(nodes: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Points (2, T) at parameters t (T,) of the curve with control points nodes (2, 3): its closed form (Bernstein)."""
+    """Points (D, T) at parameters t (T,) of the curve with control points nodes (D, 3): its closed form (Bernstein)."""
     return nodes @ np.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])
 
 
@@ -156,28 +158,39 @@ def _evaluate(nodes: np.ndarray, t: np.ndarray) -> np.ndarray:
     return Curve(np.asfortranarray(nodes), degree=2).evaluate_multi(t)
 
 
-def _curve_blob(box: list[int], extended: list[int], height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """(H, W) bool: the polygon of four curves, one a side of the box, each bulging as far as the extended box."""
-    x1, y1, x2, y2 = box
-    left, top, right, bottom = extended
+def _side_curves(boxes: np.ndarray, extended: np.ndarray) -> np.ndarray:
+    """Points (N, 72, 2) of four curves around each box (N, 4), one a side, each bulging as far as the extended box."""
+    x1, y1, x2, y2 = boxes.T.astype(float)
+    left, top, right, bottom = extended.T
     x_mid, y_mid = (x1 + x2) / 2, (y1 + y2) / 2
-    sides = (
-        [[x1, x_mid, x2], [y1, top, y1]],
-        [[x2, right, x2], [y1, y_mid, y2]],
-        [[x2, x_mid, x1], [y2, bottom, y2]],
-        [[x1, left, x1], [y2, y_mid, y1]],
-    )
-    points = np.concatenate([_evaluate(np.array(side, float), CURVE_POINTS) for side in sides], axis=1).T
+    nodes = np.array(
+        [
+            [[x1, x_mid, x2], [y1, top, y1]],
+            [[x2, right, x2], [y1, y_mid, y2]],
+            [[x2, x_mid, x1], [y2, bottom, y2]],
+            [[x1, left, x1], [y2, y_mid, y1]],
+        ]
+    )  # (4 sides, 2 coordinates, 3 nodes, N)
+    # One curve in a space of 8 N dimensions: a call a curve takes longer than everything else.
+    points = _evaluate(nodes.transpose(3, 0, 1, 2).reshape(-1, 3), CURVE_POINTS)
     # Rounded far below a pixel, so that both ways to evaluate the curves give the same polygon.
-    points = points.round(6) + rng.integers(-JITTER, JITTER + 1, points.shape)
-    canvas = Image.new("L", (width, height))
-    ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], fill=1)
-    blob = np.asarray(canvas).astype(bool)
+    return points.round(6).reshape(len(boxes), 4, 2, -1).transpose(0, 1, 3, 2).reshape(len(boxes), -1, 2)
+
+
+def _draw_blob(mask: np.ndarray, box: list[int], points: np.ndarray) -> None:
+    """Fill the polygon of points (P, 2) in mask (H, W) bool; the whole box too, if less than half of it is filled."""
+    height, width = mask.shape
+    left, top = (max(math.floor(low), 0) for low in points.min(axis=0).tolist())
+    right, bottom = (math.ceil(high) + 1 for high in points.max(axis=0).tolist())
+    canvas = Image.new("L", (max(min(right, width) - left, 1), max(min(bottom, height) - top, 1)))
+    ImageDraw.Draw(canvas).polygon((points - [left, top]).ravel().tolist(), fill=1)
+    blob = np.asarray(canvas).view(bool)
     # In a box hardly larger than the jitter the polygon may collapse or miss the entity: then the box counts too.
-    inside = blob[y1:y2, x1:x2]
-    if 2 * np.count_nonzero(inside) < inside.size:
-        inside[:] = True
-    return blob
+    x1, y1, x2, y2 = box
+    inside = blob[max(y1 - top, 0) : max(y2 - top, 0), max(x1 - left, 0) : max(x2 - left, 0)]
+    if 2 * np.count_nonzero(inside) < (x2 - x1) * (y2 - y1):
+        mask[y1:y2, x1:x2] = True
+    mask[top : top + blob.shape[0], left : left + blob.shape[1]] |= blob[: height - top, : width - left]
 
 
 def _extend(boxes: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
