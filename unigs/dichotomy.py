@@ -278,7 +278,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
 
     # 2. Split the colours inside regions, as a weighted histogram.
     bins, weights, sums = regions.histogram()
-    smallest = max(FEWEST_PLACES, int(regions.sample(regions.inside).size * SMALLEST_SHARE))
+    smallest = max(FEWEST_PLACES, int(len(regions.grid) * SMALLEST_SHARE))
     leaf, tree = _divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
 
     # 3. Drop the leaves that are mixtures along a border, thin lines: their pixels have few like neighbours.
@@ -286,7 +286,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     label_of_bin[bins] = leaf + 1
     seeds = regions.seeds(label_of_bin)
     compact = compact_areas(regions, seeds, leaf.max() + 1)[1:]
-    kept = compact >= np.maximum(FEWEST_COMPACT, COMPACT_SHARE * pixels[...,0].size/regions.sample(regions.inside).size * np.bincount(leaf[leaf >= 0], weights[leaf >= 0]))
+    kept = compact >= np.maximum(FEWEST_COMPACT, COMPACT_SHARE * pixels[...,0].size/len(regions.grid) * np.bincount(leaf[leaf >= 0], weights[leaf >= 0]))
     if not kept.any():
         kept[:] = True
     number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
@@ -341,18 +341,18 @@ def _split(
         members, depth = stack.pop()
         mass = weights[members]
         total = mass.sum()
-        offset = features[members]
+        offset = features.take(members, axis=0)
         offset -= mass @ offset / total
         squared = np.einsum("ij,ij->i", offset, offset)
         distance = np.sqrt(squared)
         mean = mass @ distance / total
         spread = mean if criterion == "mean" else (mass @ squared / total) ** 0.5
         # A few pixels of another colour hardly move the mean, so they are looked for on their own.
-        far = mass[distance > lost].sum() >= smallest
+        far = mass @ (distance > lost) >= smallest
         parts = []
         if len(members) > 1 and (far or spread > delta):
             side = two_means(offset, mass)
-            parts = [part for part in (members[side], members[~side]) if weights[part].sum() >= smallest]
+            parts = [members[on] for on in (side, ~side) if mass @ on >= smallest]
         if len(parts) == 1 and len(parts[0]) < len(members):
             # the others are too few to be an entity: look at this part without them
             stack.append((parts[0], depth))
@@ -454,14 +454,14 @@ def _merge(
 
 
 def _grid_sureness(regions: Regions, clusters: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    bins = regions.sample(regions.bins)
+    bins = regions.bins.ravel().take(regions.grid)
     seen = np.zeros(BIN_COUNT, bool)
     seen[bins] = True
     used = np.flatnonzero(seen)
     number = np.cumsum(seen, dtype=np.int32) - 1
     pair = number.take(bins)
     pair *= len(centers)
-    pair += regions.sample(clusters)
+    pair += clusters.ravel().take(regions.grid)
     weights = np.bincount(pair, minlength=1)
     pair = np.flatnonzero(weights)
     colors = colors_of_bins(used)

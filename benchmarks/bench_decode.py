@@ -1,0 +1,185 @@
+"""Decoders of colormaps, side by side: `python -m benchmarks.bench_decode`.
+
+Every decoder gets the same maps in the same run. Times are medians and stand as ratios to ours, because machines differ;
+a decoder returns a label map (H, W), 0 for what it calls background.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+from scipy import ndimage
+from sklearn.cluster import KMeans
+
+from benchmarks.colormaps import DAMAGES, Sample, make_sample, match
+from unigs.dichotomy import decode_colormap, rgb_to_lab
+from unigs.palette import LocationAwarePalette
+
+SMALLEST = 32  # pixels of a mask that the peers keep
+
+
+def ours(sample: Sample) -> np.ndarray:
+    return decode_colormap(sample.colormap).labels
+
+
+def ours_with_palette(sample: Sample) -> np.ndarray:
+    return decode_colormap(sample.colormap, palette=LocationAwarePalette()).labels
+
+
+def one_pass(sample: Sample) -> np.ndarray:
+    """No decoder: the distinct colours, and which of them each pixel has. What anything must do that looks at colours."""
+    channels = sample.colormap.astype(np.uint32)
+    packed = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+    return np.unique(packed, return_inverse=True)[1].reshape(packed.shape)
+
+
+def unofficial(sample: Sample) -> np.ndarray:
+    """The dichotomy of the unofficial re-implementation, restated from its description.
+
+    Two-means of the pixels themselves (RGB + Lab); a cluster is split while its mean *squared* distance is 10 or more,
+    to depth 12; a split that leaves fewer than 32 pixels is given up.
+    """
+
+    def two_means(points: np.ndarray, iterations: int = 10) -> np.ndarray:
+        start = points[((points - points.mean(axis=0)) ** 2).sum(axis=1).argmax()]
+        centers = np.stack([start, points[((points - start) ** 2).sum(axis=1).argmax()]])
+        side = np.zeros(len(points), bool)
+        for _ in range(iterations):
+            side = ((points - centers[0]) ** 2).sum(axis=1) > ((points - centers[1]) ** 2).sum(axis=1)
+            if side.all() or not side.any():
+                break
+            centers = np.stack([points[~side].mean(axis=0), points[side].mean(axis=0)])
+        return side
+
+    def done(points: np.ndarray, depth: int) -> bool:
+        return depth >= 12 or ((points - points.mean(axis=0)) ** 2).sum(axis=1).mean() < 10
+
+    return _recursion(sample, two_means, done)
+
+
+def scikit_learn(sample: Sample) -> np.ndarray:
+    """The same recursion by scikit-learn's KMeans, on the mean distance."""
+
+    def two_means(points: np.ndarray) -> np.ndarray:
+        return KMeans(2, n_init=1, random_state=0).fit_predict(points) > 0
+
+    def done(points: np.ndarray, depth: int) -> bool:
+        return depth >= 12 or np.linalg.norm(points - points.mean(axis=0), axis=1).mean() < 10
+
+    return _recursion(sample, two_means, done)
+
+
+def true_number(sample: Sample) -> np.ndarray:
+    """k-means that is told how many colours there are."""
+    colors = sample.colormap.reshape(-1, 3).astype(np.float32)
+    count = len(np.unique(sample.labels))
+    found = KMeans(count, n_init=1, random_state=0).fit_predict(colors)
+    return _without_black(found.reshape(sample.labels.shape), sample.colormap)
+
+
+def nearest_paint(sample: Sample) -> np.ndarray:
+    """The nearest colour of the palette, and its connected parts."""
+    paints = np.concatenate([np.zeros((1, 3)), LocationAwarePalette().colors]).astype(np.float32)
+    colors = sample.colormap.reshape(-1, 3).astype(np.float32)
+    nearest = ((paints**2).sum(axis=1) - 2 * colors @ paints.T).argmin(axis=1).reshape(sample.labels.shape)
+    labels, count = np.zeros_like(sample.labels), 0
+    for paint in np.unique(nearest[nearest > 0]):
+        parts, number = ndimage.label(nearest == paint)
+        large = np.flatnonzero(np.bincount(parts.ravel(), minlength=number + 1)[1:] >= SMALLEST) + 1
+        renumber = np.zeros(number + 1, np.int32)
+        renumber[large] = count + 1 + np.arange(len(large))
+        labels += renumber[parts]
+        count += len(large)
+    return labels
+
+
+def _recursion(
+    sample: Sample, two_means: Callable[[np.ndarray], np.ndarray], done: Callable[[np.ndarray, int], bool]
+) -> np.ndarray:
+    pixels = sample.colormap.reshape(-1, 3)
+    features = np.concatenate([pixels, rgb_to_lab(pixels)], axis=1).astype(np.float32)
+    labels, count = np.zeros(len(pixels), np.int32), 0
+    stack = [(np.arange(len(pixels)), 0)]
+    while stack:
+        members, depth = stack.pop()
+        points = features[members]
+        if not done(points, depth):
+            side = two_means(points)
+            if SMALLEST <= side.sum() <= len(side) - SMALLEST:
+                stack += [(members[side], depth + 1), (members[~side], depth + 1)]
+                continue
+        count += 1
+        labels[members] = count
+    return _without_black(labels.reshape(sample.labels.shape), sample.colormap)
+
+
+def _without_black(labels: np.ndarray, colormap: np.ndarray) -> np.ndarray:
+    """Labels 1.. in which those that are nearer to black than to the darkest paint are 0."""
+    area = np.maximum(np.bincount(labels.ravel()), 1)
+    means = [np.bincount(labels.ravel(), colormap[..., c].ravel()) / area for c in range(3)]
+    kept = np.linalg.norm(means, axis=0) >= 32
+    return np.where(kept, np.cumsum(kept), 0)[labels]
+
+
+DECODERS = {
+    "unigs": ours,
+    "unigs, palette given": ours_with_palette,
+    "np.unique with inverse (no decoder)": one_pass,
+    "unofficial reading (mean squared, area 32, depth 12)": unofficial,
+    "scikit-learn KMeans recursion": scikit_learn,
+    "k-means, true number given": true_number,
+    "nearest paint + components": nearest_paint,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sigma", type=float, default=6, help="noise in levels (default: %(default)s); < 0: clean maps")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--entities", type=int, nargs="+", default=[1, 4, 16, 40], metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="even: on black, odd: all over the picture")
+    parser.add_argument("--damage", choices=DAMAGES, default="noise")
+    parser.add_argument("--only", nargs="+", choices=DECODERS, default=list(DECODERS), metavar="DECODER")
+    parser.add_argument("--repeat", type=int, default=5, help="times that fast decoders run on each map")
+    options = parser.parse_args()
+    sigma = None if options.sigma < 0 else options.sigma
+    samples = [
+        make_sample(seed, n, tuple(options.size), sigma, options.damage) for n in options.entities for seed in options.seeds
+    ]
+    truth = np.mean([sample.labels.max() for sample in samples])
+    print(
+        f"{len(samples)} maps of {options.size[0]} x {options.size[1]}, {'clean' if sigma is None else options.damage}, "
+        f"sigma {options.sigma:g}, {truth:.1f} entities a map\n"
+    )
+    print("| decoder | time / ours | ms a map | mIoU | F1@0.75 | within 1 of the true number | entities found |")
+    print("|---|---|---|---|---|---|---|")
+    reference = None
+    for name in dict.fromkeys(["unigs", *options.only]):
+        decode, times, ious, f1, close, counts = DECODERS[name], [], [], [], [], []
+        decode(samples[0])
+        for sample in samples:
+            best = np.inf
+            for _ in range(options.repeat):
+                start = time.perf_counter()
+                labels = decode(sample)
+                best = min(best, time.perf_counter() - start)
+                if best > 0.5:
+                    break
+            times.append(best)
+            if decode is not one_pass:
+                iou, count = match(labels, sample.labels)
+                ious.append(iou.mean())
+                f1.append(2 * (iou >= 0.75).sum() / (count + len(iou)))
+                close.append(abs(count - len(iou)) <= 1)
+                counts.append(count)
+        took = float(np.median(times))
+        reference = reference or took
+        quality = " | | | "
+        if ious:
+            quality = f"{np.mean(ious):.3f} | {np.mean(f1):.3f} | {100 * np.mean(close):.0f} % | {np.mean(counts):.1f}"
+        print(f"| {name} | {took / reference:.2f} | {1000 * took:.1f} | {quality} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
