@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from .entities import Entities, relabel
+from .entities import Entities, count_labels, relabel
 from .palette import LocationAwarePalette
 from .regions import BIN_COUNT, Regions, colors_of_bins, compact_areas, find_regions, share_out
 
@@ -35,6 +35,7 @@ MOST_NOISE = 5.0
 FEWEST_PLACES, SMALLEST_SHARE = 3, 1 / 26_000
 # So many of a cluster's places, and this share of them, must lie among their like, or it is a ring of mixed colours.
 FEWEST_COMPACT, COMPACT_SHARE = 1, 0.05
+RING_COMPACTNESS, RING_SIDE, RING_DISTANCE = 0.3, 0.1, 25.0
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
 FAR = 30.0
 # Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
@@ -281,27 +282,36 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     smallest = max(FEWEST_PLACES, int(len(regions.grid) * SMALLEST_SHARE))
     leaf, tree = _divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
 
-    # 3. Drop the leaves that are mixtures along a border, thin lines: their pixels have few like neighbours.
+    # 3. Share out the pixels between regions, without the leaves that are mixtures along a border: thin lines, whose
+    #    pixels have few like neighbours, and rings of a colour between those on their two sides.
     label_of_bin = np.zeros(BIN_COUNT, np.uint8 if leaf.max() < 255 else np.uint16)
     label_of_bin[bins] = leaf + 1
     seeds = regions.seeds(label_of_bin)
     compact = compact_areas(regions, seeds, leaf.max() + 1)[1:]
-    kept = compact >= np.maximum(FEWEST_COMPACT, COMPACT_SHARE * pixels[...,0].size/len(regions.grid) * np.bincount(leaf[leaf >= 0], weights[leaf >= 0]))
+    compactness = compact / np.maximum(count_labels(seeds, leaf.max() + 1)[1:], 1)
+    kept = (compact >= FEWEST_COMPACT) & (compactness >= COMPACT_SHARE)
     if not kept.any():
         kept[:] = True
-    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
-    leaf = number[leaf]
-    tree = [Cluster(number[c.leaves][kept[c.leaves]], c.depth, c.distance) for c in tree]
-    seeds = relabel(seeds, np.roll(number + 1, 1).astype(seeds.dtype))
+    while True:
+        number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
+        leaf, compactness = number[leaf], compactness[kept]
+        tree = [Cluster(number[c.leaves][kept[c.leaves]], c.depth, c.distance) for c in tree]
+        seeds = relabel(seeds, np.roll(number + 1, 1).astype(seeds.dtype))
+        centers, areas = _centers(leaf, sums, weights)
+        leaves = share_out(regions, seeds, centers) - seeds.dtype.type(1)
+        borders, flat_borders = _borders(leaves, regions.inside, len(centers))
+        kept = ~_rings(borders, centers, compactness)
+        if kept.all():
+            break
 
-    # 4. Share out the rest, and put together what was one.
-    centers, areas = _centers(leaf, sums, weights)
-    leaves = share_out(regions, seeds, centers) - seeds.dtype.type(1)
-    cluster = _one_paint(centers, paints) if criterion == "nearest" else _merge(leaves, regions, centers, delta, paints)
+    # 4. Put together what was one.
+    if criterion == "nearest":
+        cluster = _one_paint(centers, paints)
+    else:
+        cluster = _merge(borders, flat_borders, centers, delta, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     clusters = relabel(leaves, cluster.astype(leaves.dtype))
-    sureness = _grid_sureness(regions, clusters, centers)
-    return Dichotomy(leaves, tree, clusters, centers, sureness)
+    return Dichotomy(leaves, tree, clusters, centers, _grid_sureness(regions, clusters, centers))
 
 
 def _divide(
@@ -423,22 +433,39 @@ def _one_paint(colors: np.ndarray, paints: np.ndarray) -> np.ndarray:
     return np.unique(_distances(colors, paints).argmin(axis=1), return_inverse=True)[1]
 
 
-def _merge(
-    leaves: np.ndarray, regions: Regions, centers: np.ndarray, delta: float, paints: np.ndarray | None
-) -> np.ndarray:
-    """The cluster (K,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one."""
-    count = len(centers)
-    borders, flat_borders = np.zeros(count**2), np.zeros(count**2)
+def _borders(leaves: np.ndarray, inside: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of neighbouring pixels (L, L) with the leaves 0..L-1 = count - 1, all of them and those inside regions."""
     width = leaves.shape[1]
-    inside = regions.inside.ravel()
+    borders, flat_borders = np.zeros(count**2), np.zeros(count**2)
+    inside, flat_leaves = inside.ravel(), leaves.ravel()
     for ahead, behind, step in ((leaves[:-1], leaves[1:], width), (leaves[:, :-1], leaves[:, 1:], 1)):
         place = np.flatnonzero(ahead != behind)
-        place += 0 if step == width else place // (width - 1)
-        pair = leaves.ravel().take(place).astype(np.int64) * count + leaves.ravel().take(place + step)
+        place += 0 if step == width else place // max(width - 1, 1)
+        pair = flat_leaves.take(place).astype(np.int64) * count + flat_leaves.take(place + step)
         borders += np.bincount(pair, minlength=count**2)
         flat_borders += np.bincount(pair, inside.take(place) & inside.take(place + step), minlength=count**2)
     borders, flat_borders = borders.reshape(count, count), flat_borders.reshape(count, count)
-    borders, flat_borders = borders + borders.T, flat_borders + flat_borders.T
+    return borders + borders.T, flat_borders + flat_borders.T
+
+
+def _rings(borders: np.ndarray, centers: np.ndarray, compactness: np.ndarray) -> np.ndarray:
+    """(L,) bool: leaves of little compactness that lie between two others, in the picture and in colour."""
+    rings = np.zeros(len(centers), bool)
+    for k in np.flatnonzero(compactness < RING_COMPACTNESS):
+        one, other = borders[k].argsort()[:-3:-1] if len(centers) > 2 else (k, k)
+        if borders[k, other] < RING_SIDE * borders[k].sum() or rings[one] or rings[other]:
+            continue
+        across = centers[other] - centers[one]
+        share = np.clip((centers[k] - centers[one]) @ across / max(across @ across, 1e-9), 0, 1)
+        rings[k] = np.linalg.norm(centers[one] + share * across - centers[k]) < RING_DISTANCE
+    return rings
+
+
+def _merge(
+    borders: np.ndarray, flat_borders: np.ndarray, centers: np.ndarray, delta: float, paints: np.ndarray | None
+) -> np.ndarray:
+    """The cluster (K,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one."""
+    count = len(centers)
     features = _features(centers)
     apart = _distances(features, features)
     same = (apart <= MERGE_DISTANCE) & ((apart <= 2 * delta) | (2 * flat_borders > borders))
