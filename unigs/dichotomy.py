@@ -471,7 +471,7 @@ def _merge(
     same = (apart <= MERGE_DISTANCE) & ((apart <= 2 * delta) | (2 * flat_borders > borders))
     if paints is not None:
         paint = _one_paint(centers, paints)
-        same = paint[:, None] == paint
+        same |= paint[:, None] == paint
     cluster = np.arange(count)
     while True:  # each takes the lowest number among its like until nothing changes
         lowest = np.where(same, cluster, count).min(axis=1)
