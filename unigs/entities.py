@@ -1,5 +1,6 @@
 """Entities: what a colormap was decoded into. The label map comes first, everything else is derived from it."""
 
+import colorsys
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +140,51 @@ class Entities:
             codes.append({"size": list(self.size), "counts": _compress(runs)})
         return codes
 
+    def to_coco(self, image_id: int = 1, category_id: int = 1, file_name: str = "") -> dict[str, Any]:
+        """The entities as a data set of one picture in COCO's format, in types that JSON knows.
+
+        Args:
+            image_id, file_name: what `images[0]` says of the picture.
+            category_id: the only category, "entity": the decoder knows no classes.
+
+        Returns a dictionary that `pycocotools.coco.COCO` loads once it is a file. Each annotation has `id` (1..N),
+        `segmentation` (as `to_coco_rle`), `bbox` (x, y, width, height in pixels), `area` in pixels and `score` in
+        [0, 1]; the list `annotations` alone is what `COCO.loadRes` takes.
+        """
+        height, width = self.size
+        rows = zip(self.boxes.tolist(), self.areas.tolist(), self.scores, self.to_coco_rle(), strict=True)
+        return {
+            "images": [{"id": image_id, "width": width, "height": height, "file_name": file_name}],
+            "categories": [{"id": category_id, "name": "entity", "supercategory": ""}],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "segmentation": code,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": area,
+                    "iscrowd": 0,
+                    "score": round(float(score), 4),
+                }
+                for number, ((x1, y1, x2, y2), area, score, code) in enumerate(rows, start=1)
+            ],
+        }
+
+    def to_indexed_image(self) -> Image.Image:
+        """The label map as a picture whose pixels are the labels themselves: save it as PNG.
+
+        Returns mode "P" for up to 255 entities, painted in `display_colors` (as overlays are) with a black background;
+        mode "I;16", 16-bit grey, for more. Raises ValueError beyond 65535 entities.
+        """
+        if len(self) > 65535:
+            raise ValueError(f"a 16-bit picture holds up to 65535 entities, got {len(self)}")
+        if len(self) > 255:
+            return Image.fromarray(self.labels.astype(np.uint16))
+        picture = Image.fromarray(self.labels.astype(np.uint8))
+        picture.putpalette(bytes(3) + display_colors(len(self)).tobytes())
+        return picture
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the colormap, in types that JSON knows; boxes are xyxy pixels, half-open."""
         rows = zip(
@@ -155,6 +201,16 @@ class Entities:
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def display_colors(count: int) -> np.ndarray:
+    """(count, 3) uint8 RGB for drawing entities 1..count: hues a golden angle apart, so that neighbours differ most.
+
+    They say nothing about the colormap, whose own colours may be dark or alike.
+    """
+    shades = ((0.58, 0.95), (0.85, 0.85), (0.45, 1.0))  # saturation and value
+    hues = [colorsys.hsv_to_rgb(0.02 + k * 0.6180339887 % 1, *shades[k % len(shades)]) for k in range(count)]
+    return (255 * np.array(hues)).round().astype(np.uint8).reshape(count, 3)
 
 
 def _compress(runs: np.ndarray) -> str:

@@ -1,18 +1,22 @@
 """Pictures for people: overlays, label previews, contact sheets, and the tree of the dichotomy."""
 
-import colorsys
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .dichotomy import dichotomy
-from .entities import Entities
+from .dichotomy import Cluster, Criterion, Dichotomy, dichotomy
+from .entities import Entities, display_colors, relabel
+from .palette import LocationAwarePalette
 
-TINT = 0.5  # share of an entity's colour in an overlay
-INK, PAPER = (24, 24, 28), (250, 250, 248)
+INK, PAPER, GRAY = (24, 24, 28), (250, 250, 248), (110, 110, 114)
+RED, GREEN, PALE_GREEN = (214, 24, 24), (0, 140, 70), (176, 216, 190)
 MARGIN = 8  # pixels around the cells of a contact sheet
+SMALLEST_TEXT = 10  # pixels; with its outline the default font cannot be read below that
+THINNEST_PANEL = 16  # pixels: the map of a single row has to be seen, too
 
 
 def overlay(image: Image.Image, entities: Entities, ids: bool = True) -> Image.Image:
@@ -20,8 +24,9 @@ def overlay(image: Image.Image, entities: Entities, ids: bool = True) -> Image.I
 
     Args:
         image: of the entities' size.
-        entities: number k of the N is drawn in a colour of its own, which says nothing about the colormap.
-        ids: whether to write the numbers 1..N.
+        entities: number k of the N is drawn in a colour of its own, see `display_colors`.
+        ids: whether to write the numbers 1..N: in white inside, or in its colour beside an entity that it would hide. A
+            number that would be larger than the picture, or lie on others, is left out.
 
     Returns an RGB picture of the same size. Raises ValueError if the sizes differ.
     """
@@ -30,27 +35,23 @@ def overlay(image: Image.Image, entities: Entities, ids: bool = True) -> Image.I
             f"the picture has {image.width} x {image.height} pixels, the entities "
             f"{entities.size[1]} x {entities.size[0]} (width x height): resize one of them"
         )
-    pixels = np.asarray(image.convert("RGB"), np.float32)
-    colors = np.concatenate([np.zeros((1, 3)), _display_colors(len(entities))]).astype(np.float32)
-    tint = np.where(entities.labels > 0, TINT, 0)[..., None]
-    mixed = pixels * (1 - tint) + colors.take(entities.labels, axis=0) * tint
-    edge = _edges(entities.labels, max(1, min(entities.size) // 256)) & (entities.labels > 0)
-    mixed[edge] = colors[entities.labels[edge]]
-    drawn = Image.fromarray(mixed.round().astype(np.uint8))
+    colors = np.concatenate([np.zeros((1, 3), np.uint8), display_colors(len(entities))])
+    pixels = np.array(image.convert("RGB"))
+    inside = entities.labels > 0
+    mixed = pixels >> 1
+    mixed += (colors >> 1).take(entities.labels, axis=0)
+    np.copyto(pixels, mixed, where=inside[..., None])
+    edge = _edges(entities.labels, max(1, min(entities.size) // 256)) & inside
+    pixels[edge] = colors[entities.labels[edge]]
+    drawn = Image.fromarray(pixels)
     if ids:
-        _write_ids(drawn, entities)
+        _write_ids(drawn, entities.labels, entities.boxes)
     return drawn
 
 
 def label_preview(entities: Entities, ids: bool = True) -> Image.Image:
     """The entities alone, flat and numbered on a dark ground: an RGB picture of the label map's size."""
-    colors = np.concatenate([np.array([INK]), _display_colors(len(entities))]).astype(np.uint8)
-    pixels = colors.take(entities.labels, axis=0)
-    pixels[_edges(entities.labels, 1) & (entities.labels > 0)] //= 2
-    drawn = Image.fromarray(pixels)
-    if ids:
-        _write_ids(drawn, entities)
-    return drawn
+    return _paint(entities.labels, entities.boxes, ids)
 
 
 def contact_sheet(
@@ -76,7 +77,7 @@ def contact_sheet(
         raise ValueError(
             f"got {len(titles)} titles for {columns} columns and {len(captions)} captions for {len(rows)} rows"
         )
-    font = ImageFont.load_default(size=max(11, cell // 15))
+    font = _font(max(11, cell // 15))
     line = max(11, cell // 15) + MARGIN
     head, above = (line if titles else 0), (line if captions else 0)
     sheet = Image.new(
@@ -97,90 +98,275 @@ def contact_sheet(
     return sheet
 
 
-def dichotomy_tree(colormap: Any, delta: float = 10.0, cell: int = 224, columns: int = 4) -> Image.Image:
-    """How the dichotomy takes a colormap apart: the map, then its clusters after 0, 1, 2, ... splits, and the entities.
+def dichotomy_tree(
+    colormap: Any,
+    delta: float = 10.0,
+    criterion: Criterion = "mean",
+    palette: LocationAwarePalette | np.ndarray | None = None,
+    denoise: bool = True,
+    found: Dichotomy | None = None,
+    entities: Entities | None = None,
+    cell: int = 224,
+    columns: int = 4,
+    panels: int = 12,
+) -> Image.Image:
+    """How the dichotomy takes a colormap apart: the map, its clusters after 0, 1, 2, ... splits, and the entities.
 
-    The redder a cluster, the larger the mean distance of its colours to their centre; white is flat. A title gives the
-    number of clusters and the largest of these distances.
+    The redder a cluster, the larger the mean distance of its colours to their centre (written where there is room);
+    white is flat. A cluster that is split no further is hatched in green, and in pale green from the next level on.
 
     Args:
         colormap: (H, W, 3) uint8, or a PIL image.
-        delta: as in `decode_colormap`.
-        cell: side of a panel in pixels.
+        delta, criterion, palette, denoise: as in `decode_colormap`.
+        found: what `dichotomy` made of this colormap, where the caller has it: nothing is decoded again.
+        entities: what the last panel shows; by default every cluster of the dichotomy, background too.
+        cell: longest side of a panel in pixels.
         columns: panels side by side.
+        panels: no more than so many in all, at least 4. Of a deeper tree the first levels and the last one are shown,
+            whose title names those left out.
 
-    Returns an RGB picture. Raises ValueError as `decode_colormap` does.
+    Returns an RGB picture. Raises ValueError as `decode_colormap` does, or if `found` or `entities` have another size.
 
     Source: figure 1 of the supplementary of the paper.
     """
-    pixels = np.asarray(colormap.convert("RGB")) if isinstance(colormap, Image.Image) else colormap
-    found = dichotomy(pixels, delta)
-    leaves = int(found.leaves.max()) + 1
-    root = max(found.tree[0].distance, 1e-6)
-    panels = [Image.fromarray(np.asarray(pixels))]
-    titles = ["colormap"]
-    for depth in range(1 + max(node.depth for node in found.tree)):
-        cluster, redness, largest = np.full(leaves, -1), np.zeros(leaves), 0.0
-        for number, node in enumerate(found.tree):  # depth first, so a deeper node overwrites its parents
-            if node.depth <= depth and len(node.leaves):
-                cluster[node.leaves], redness[node.leaves] = number, node.distance / root
-        for number in np.unique(cluster):
-            largest = max(largest, found.tree[number].distance)
-        red = 255 * redness.clip(0, 1) ** 0.7  # so that the small distances of the last splits still show
-        colors = np.stack([np.full(leaves, 255), 255 - red, 255 - red], axis=1).astype(np.uint8)
-        pixels = colors.take(found.leaves, axis=0)
-        pixels[_edges(cluster.take(found.leaves), max(1, min(found.leaves.shape) // 200))] = INK
-        panels.append(Image.fromarray(pixels))
-        titles.append(f"split {depth}: {len(np.unique(cluster))} clusters, {largest:.1f}")
-    final = Entities.from_labels(found.clusters + 1)
-    panels.append(label_preview(final))
-    titles.append(f"together: {len(final)}")
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    # Every panel has a title of its own, so each row is a sheet, and the sheets are stacked.
-    sheets = [contact_sheet([row], titles[i * columns :][: len(row)], cell=cell) for i, row in enumerate(rows)]
-    tree = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), PAPER)
-    for i, sheet in enumerate(sheets):
-        tree.paste(sheet, (0, i * sheets[0].height))
-    return tree
+    if cell < 1 or columns < 1 or panels < 4:
+        raise ValueError(f"cell and columns must be at least 1, panels at least 4; got {cell}, {columns}, {panels}")
+    found = dichotomy(colormap, delta, criterion, palette, denoise) if found is None else found
+    if entities is None:
+        entities = Entities.from_labels(relabel(found.clusters, np.arange(1, len(found.centers) + 1)))
+    picture = (colormap if isinstance(colormap, Image.Image) else Image.fromarray(np.asarray(colormap))).convert("RGB")
+    size = picture.height, picture.width
+    if not size == found.leaves.shape == entities.size:
+        raise ValueError(
+            f"the colormap, found and entities must have one size (H, W), got {size}, {found.leaves.shape}, "
+            f"{entities.size}"
+        )
+
+    # Panels are shrunk before they are drawn: lines and numbers stay sharp, and a large map costs no more.
+    small = tuple(max(THINNEST_PANEL, round(side * cell / max(size))) for side in size)
+    rows, across = (np.arange(drawn) * side // drawn for drawn, side in zip(small, size, strict=True))
+    leaves = found.leaves[rows[:, None], across].astype(np.int64)
+    # Leaves that are put together again may lie pixel beside pixel, and lines between those would only blacken the map.
+    stays = _edges(found.clusters[rows[:, None], across], 1)
+    labels = entities.labels[rows[:, None], across]
+    ratio = np.array([small[1] / size[1], small[0] / size[0]] * 2)
+    boxes = np.ceil(entities.boxes * ratio - [1, 1, 0, 0]).clip(0).astype(np.int64)
+
+    last = max(node.depth for node in found.tree)
+    reddest = max(node.distance for node in found.tree)
+    levels = [*range(min(last, panels - 3)), last]
+    shown = [(Image.fromarray(np.asarray(picture)[rows[:, None], across]), "colormap", f"{size[1]} x {size[0]}")]
+    for level, previous in zip(levels, [-1, *levels[:-1]], strict=True):
+        between = sorted({previous + 1, level - 1}) if level - previous > 1 else []
+        hidden = f" ({'-'.join(map(str, between))} left out)" if between else ""
+        panel, facts = _draw_level(found.tree, leaves, stays, level, reddest)
+        shown.append((panel, f"after {level} split{'' if level == 1 else 's'}{hidden}", facts))
+    shown.append((_paint(labels, boxes, ids=True), "entities", _count(len(entities), "entity", "entities")))
+    return _tree_sheet(shown, reddest, max(cell, small[1]), columns)
 
 
-def _display_colors(count: int) -> np.ndarray:
-    """(count, 3) float RGB 0-255: hues a golden angle apart, so that neighbours in number differ most."""
-    shades = ((0.58, 0.95), (0.85, 0.85), (0.45, 1.0))
-    hues = [colorsys.hsv_to_rgb(0.02 + k * 0.6180339887 % 1, *shades[k % len(shades)]) for k in range(count)]
-    return 255 * np.array(hues).reshape(count, 3)
+def _draw_level(
+    tree: list[Cluster], leaves: np.ndarray, stays: np.ndarray, level: int, reddest: float
+) -> tuple[Image.Image, str]:
+    """The clusters of one level of the tree on the leaf map (H, W) int64, and what there is to say of them.
+
+    Borders are drawn where they stay to the end (H, W) bool.
+    """
+    node_of_leaf = np.zeros(1 + max(node.leaves.max(initial=0) for node in tree), np.int64)
+    for number, node in enumerate(tree):  # depth first, so a deeper node overwrites those above it
+        if node.depth <= level:
+            node_of_leaf[node.leaves] = number
+    present = np.unique(node_of_leaf)
+    depths = np.array([node.depth for node in tree])
+    done = np.append(depths[1:] <= depths[:-1], True)  # the next node is not below this one
+    distances = np.array([node.distance for node in tree])
+    reds = _reds(distances / max(reddest, 1e-9))
+
+    nodes = node_of_leaf.take(leaves)
+    pixels = reds.take(nodes, axis=0)
+    hatched, before = done.take(nodes) & _hatching(nodes.shape), (depths < level).take(nodes)
+    pixels[hatched & before] = PALE_GREEN
+    pixels[hatched & ~before] = GREEN
+    pixels[_edges(nodes, 1) & stays] = INK
+    panel = Image.fromarray(pixels)
+    draw, size = ImageDraw.Draw(panel), max(SMALLEST_TEXT, max(panel.size) // 20)
+    areas = np.bincount(nodes.ravel(), minlength=len(tree))
+    for number in present[depths[present] == level].tolist():
+        text = f"{distances[number]:.{0 if distances[number] >= 9.95 else 1}f}"
+        left, top, right, bottom = _text_box(text, size, stroke=2)
+        spot = _roomiest(nodes, number) if areas[number] > (right - left) * (bottom - top) else None
+        if spot and spot[2] >= bottom - top:
+            x, y = spot[:2]
+            box = x + left, y + top, x + right, y + bottom
+            within = min(box) >= 0 and box[2] <= panel.width and box[3] <= panel.height
+            if within and (nodes[box[1] : box[3], box[0] : box[2]] == number).all():
+                draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), tuple(reds[number].tolist()))
+                draw.text((x, y), text, INK if reds[number, 1] > 120 else "white", _font(size), anchor="mm")
+    facts = f"{_count(len(present), 'cluster', 'clusters')} ({done[present].sum()} stopped)"
+    return panel, f"{facts}, up to {distances[present].max():.1f}"
+
+
+def _tree_sheet(shown: list[tuple[Image.Image, str, str]], reddest: float, cell: int, columns: int) -> Image.Image:
+    """A legend, and below it panels of one size with a title and a line of facts each."""
+    font, small = _font(max(11, cell // 16)), _font(max(10, cell // 19))
+    line = font.getbbox("Ag")[3] + 3
+    columns = min(columns, len(shown))
+    width = MARGIN + columns * (cell + MARGIN)
+    ramp = Image.fromarray(np.tile(_reds(np.linspace(0, 1, min(6 * line, cell))), (line, 1, 1)))
+    legend = [(ramp, f"mean distance to the centre, 0 to {reddest:.3g}")]
+    for color, text in ((GREEN, "stops here: not split further"), (PALE_GREEN, "stopped before")):
+        swatch = np.full((line, 2 * line, 3), 255, np.uint8)
+        swatch[_hatching(swatch.shape)] = color
+        legend.append((Image.fromarray(swatch), text))
+    places, x, y = [], MARGIN, MARGIN
+    for key, text in legend:
+        needed = key.width + MARGIN + int(small.getlength(text))
+        if x > MARGIN and x + needed > width - MARGIN:
+            x, y = MARGIN, y + line + MARGIN
+        places.append((x, y))
+        x += needed + 3 * MARGIN
+    top = y + line + 2 * MARGIN
+    tile = 2 * line + MARGIN // 2 + shown[0][0].height + 2 * MARGIN
+
+    sheet = Image.new("RGB", (width, top + -(-len(shown) // columns) * tile), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for (key, text), (x, y) in zip(legend, places, strict=True):
+        sheet.paste(key, (x, y))
+        draw.rectangle((x, y, x + key.width - 1, y + key.height - 1), outline=INK)
+        x += key.width + MARGIN
+        draw.text((x, y + line // 2), _shorten(text, small, width - MARGIN - x), INK, small, anchor="lm")
+    for number, (panel, title, facts) in enumerate(shown):
+        x, y = MARGIN + number % columns * (cell + MARGIN), top + number // columns * tile
+        draw.text((x, y), _shorten(title, font, cell), INK, font)
+        draw.text((x, y + line), _shorten(facts, small, cell), GRAY, small)
+        x, y = x + (cell - panel.width) // 2, y + 2 * line + MARGIN // 2
+        draw.rectangle((x - 1, y - 1, x + panel.width, y + panel.height), outline=GRAY)
+        sheet.paste(panel, (x, y))
+    return sheet
+
+
+def _reds(share: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 from white to RED; the root of the share, so that the small distances of late splits show too."""
+    return (255 - np.sqrt(share.clip(0, 1))[..., None] * (255 - np.array(RED))).round().astype(np.uint8)
+
+
+def _hatching(shape: tuple[int, ...]) -> np.ndarray:
+    """(H, W) bool, thin diagonals."""
+    return np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % 8 == 0
+
+
+def _paint(labels: np.ndarray, boxes: np.ndarray, ids: bool) -> Image.Image:
+    """A label map (H, W) in flat colours on a dark ground; boxes (N, 4) of its labels 1..N."""
+    colors = np.concatenate([np.array([INK], np.uint8), display_colors(len(boxes))])
+    pixels = colors.take(labels, axis=0)
+    pixels[_edges(labels, 1) & (labels > 0)] //= 2
+    drawn = Image.fromarray(pixels)
+    if ids:
+        _write_ids(drawn, labels, boxes)
+    return drawn
 
 
 def _edges(labels: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool: pixels within `width` of another label, on both sides of the border."""
+    """(H, W) bool: pixels within `width` of another label, along a row or a column, on both sides of the border."""
     edge = np.zeros(labels.shape, bool)
-    for step in range(1, width + 1):
-        down, right = labels[step:] != labels[:-step], labels[:, step:] != labels[:, :-step]
-        edge[step:] |= down
-        edge[:-step] |= down
-        edge[:, step:] |= right
-        edge[:, :-step] |= right
+    for map_, along in ((labels, edge), (labels.T, edge.T)):
+        change = map_[1:] != map_[:-1]
+        for step in range(width):
+            along[1 + step :] |= change[: len(change) - step]
+            along[: len(change) - step] |= change[step:]
     return edge
 
 
-def _write_ids(picture: Image.Image, entities: Entities) -> None:
-    """Write each entity's number where there is most of it around."""
-    font = ImageFont.load_default(size=max(9, min(entities.size) // 24))
-    stroke = 1 + min(entities.size) // 400
+def _write_ids(picture: Image.Image, labels: np.ndarray, boxes: np.ndarray) -> None:
+    """Write the number of each label 1..N of a map (H, W) into the middle of its entity, or beside a small one.
+
+    Args:
+        boxes: (N, 4) whole numbers, xyxy, half-open; at least as large as the entities.
+    """
+    side = min(labels.shape)
+    smallest, largest, stroke = max(SMALLEST_TEXT, side // 48), max(SMALLEST_TEXT, side // 24), 1 + side // 400
+    taken = np.zeros((2 * len(boxes), 4), np.int64)  # what no number should cover: others, entities without room
+    small: list[tuple[int, tuple[int, int, int, int]]] = []
     draw = ImageDraw.Draw(picture)
-    for number, (x1, y1, x2, y2) in enumerate(entities.boxes.tolist(), start=1):
-        mask = entities.labels[y1:y2, x1:x2] == number
-        radius = max(1, min(mask.shape) // 4)
-        sums = np.pad(np.pad(mask.astype(np.int64), radius).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        side = 2 * radius + 1
-        around = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-        y, x = np.unravel_index(np.where(mask, around, -1).argmax(), mask.shape)
-        left, top, right, bottom = draw.textbbox((0, 0), str(number), font, anchor="mm", stroke_width=stroke)
-        place = (
-            min(max(x1 + int(x), -left), picture.width - right),
-            min(max(y1 + int(y), -top), picture.height - bottom),
-        )
-        draw.text(place, str(number), "white", font, anchor="mm", stroke_width=stroke, stroke_fill=INK)
+
+    def write(number: int, size: int, places: list[tuple[int, int]], color: Any) -> None:
+        """Write it, centred, at the place (x, y) where it covers least of what is taken."""
+        left, top, right, bottom = around = _text_box(str(number), size, stroke)
+        if right - left > picture.width or bottom - top > picture.height:
+            return
+        spots = np.clip(places, (-left, -top), (picture.width - right, picture.height - bottom))
+        found = np.tile(spots, 2) + around
+        shared = np.minimum(found[:, None, 2:], taken[:, 2:]) - np.maximum(found[:, None, :2], taken[:, :2])
+        covered = shared.clip(0).prod(axis=2).sum(axis=1)
+        best = covered.argmin()
+        if covered[best] > (right - left) * (bottom - top) / 2:
+            return
+        taken[number - 1] = found[best]
+        place = int(spots[best, 0]), int(spots[best, 1])
+        draw.text(place, str(number), color, _font(size), anchor="mm", stroke_width=stroke, stroke_fill=INK)
+
+    for number, (x1, y1, x2, y2) in enumerate(boxes.tolist(), start=1):
+        spot = _roomiest(labels[y1:y2, x1:x2], number)
+        if spot is None:  # lost when the map was shrunk
+            continue
+        x, y, room = x1 + spot[0], y1 + spot[1], spot[2]
+        size = min(max(int(0.7 * room), smallest), largest)
+        left, top, right, bottom = _text_box(str(number), size, stroke)
+        if room >= 0.7 * (bottom - top) and x2 - x1 >= right - left:
+            write(number, size, [(x, y)], "white")
+        else:
+            small.append((number, (x - room // 2, y - room // 2, x + room // 2 + 1, y + room // 2 + 1)))
+            taken[len(boxes) + number - 1] = small[-1][1]
+    colors = display_colors(len(boxes))
+    for number, (x1, y1, x2, y2) in small:
+        left, top, right, bottom = _text_box(str(number), smallest, stroke)
+        columns, rows = (x2 - left, (x1 + x2) // 2, x1 - right), ((y1 + y2) // 2, y1 - bottom, y2 - top)
+        places = [(x, y) for y in rows for x in columns if (x, y) != (columns[1], rows[0])]
+        color = colors[number - 1].astype(int)
+        write(number, smallest, places, tuple((color + (255 - color) // 3).tolist()))
+
+
+def _roomiest(labels: np.ndarray, number: int) -> tuple[int, int, int] | None:
+    """Centre (x, y) and side in pixels of the largest square within the label `number`; None if it has no pixel.
+
+    On a map of more than 96 pixels along a side, only to within a 96th of it.
+    """
+    step = [-(-side // 96) for side in labels.shape]
+    mask = labels[:: step[0], :: step[1]] == number
+    if not mask.any():  # thinner than a step
+        step, mask = [1, 1], labels == number
+        if not mask.any():
+            return None
+    sums = np.pad(mask.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    low, high = 1, 1 + min(side * by for side, by in zip(mask.shape, step, strict=True))
+    fitting, window = mask, (1, 1)
+    while high - low > 1:  # upper left corners of windows of this side that are full
+        middle = (low + high) // 2
+        height, width = (-(-middle // by) for by in step)
+        count = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+        if (count == height * width).any():
+            low, fitting, window = middle, count == height * width, (height, width)
+        else:
+            high = middle
+    corners = np.argwhere(fitting)
+    y, x = corners[((corners - corners.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return int((x + window[1] / 2) * step[1]), int((y + window[0] / 2) * step[0]), low
+
+
+@lru_cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
+@lru_cache
+def _text_box(text: str, size: int, stroke: int) -> tuple[int, int, int, int]:
+    """The pixels that a text takes around its middle: xyxy, half-open."""
+    left, top, right, bottom = _font(size).getbbox(text, anchor="mm", stroke_width=stroke)
+    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+
+
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}"
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:

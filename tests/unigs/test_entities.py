@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from unigs.entities import Entities
+from unigs.entities import Entities, display_colors
 
 label_maps = st.tuples(st.integers(1, 20), st.integers(1, 20)).flatmap(
     lambda size: arrays(np.int64, size, elements=st.integers(0, 9))
@@ -126,6 +126,54 @@ def test_json_holds_everything():
     first, second = data["entities"]
     assert first == {"id": 1, "box": [0, 0, 2, 2], "area": 3, "score": 0.5, "color": [64, 64, 64], "rle": first["rle"]}
     assert decode_rle(second["rle"]).tolist() == [[False, False, True], [False, False, True]]
+
+
+def test_coco_has_the_boxes_and_areas_of_the_entities():
+    labels = np.array([[1, 1, 2], [1, 0, 2]])
+    data = Entities.from_labels(labels, scores=[0.5, 0.25]).to_coco(7, 3, "a.png")
+    assert data["images"] == [{"id": 7, "width": 3, "height": 2, "file_name": "a.png"}]
+    assert [category["id"] for category in data["categories"]] == [3]
+    assert [a["bbox"] for a in data["annotations"]] == [[0, 0, 2, 2], [2, 0, 1, 2]]
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in data["annotations"]] == [(1, 7, 3), (2, 7, 3)]
+    assert [(a["area"], a["score"], a["iscrowd"]) for a in data["annotations"]] == [(3, 0.5, 0), (2, 0.25, 0)]
+    assert decode_rle(data["annotations"][1]["segmentation"]).tolist() == [[False, False, True]] * 2
+
+
+def test_pycocotools_loads_the_coco_json(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    entities = Entities.from_labels(np.kron(np.random.default_rng(0).integers(0, 9, (5, 7)), np.ones((9, 4), int)))
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(entities.to_coco()))
+    truth = coco.COCO(str(path))
+    found = truth.loadRes(entities.to_coco()["annotations"])
+    for data in (truth, found):
+        annotations = data.loadAnns(data.getAnnIds(imgIds=[1], catIds=[1]))
+        assert len(annotations) == len(entities)
+        for mask, annotation in zip(entities.masks, annotations, strict=True):
+            assert (data.annToMask(annotation) == mask).all()
+
+
+@pytest.mark.parametrize("count, mode", [(0, "P"), (1, "P"), (255, "P"), (256, "I;16"), (3000, "I;16")])
+def test_the_pixels_of_an_indexed_picture_are_the_labels(tmp_path, count, mode):
+    entities = Entities.from_labels(np.arange(count + 1)[None])
+    entities.to_indexed_image().save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.mode == mode
+        assert (np.asarray(picture) == entities.labels).all()
+        if mode == "P":
+            expected = np.concatenate([np.zeros((1, 3), np.uint8), display_colors(count)])
+            assert (np.asarray(picture.convert("RGB")) == expected[entities.labels]).all()
+
+
+def test_more_entities_than_16_bits_are_an_error():
+    with pytest.raises(ValueError, match="up to 65535 entities, got 70000"):
+        Entities.from_labels(np.arange(1, 70001).reshape(70, 1000)).to_indexed_image()
+
+
+def test_display_colours_differ():
+    assert display_colors(0).shape == (0, 3)
+    assert len(np.unique(display_colors(255), axis=0)) == 255
+    assert (display_colors(5) == display_colors(9)[:5]).all()
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unigs.dichotomy import dichotomy
+from unigs.dichotomy import decode_colormap, dichotomy
 from unigs.entities import Entities
 from unigs.palette import LocationAwarePalette
-from unigs.visualize import contact_sheet, dichotomy_tree, label_preview, overlay
+from unigs.visualize import GREEN, PALE_GREEN, PAPER, RED, contact_sheet, dichotomy_tree, label_preview, overlay
 
 
 @pytest.fixture
@@ -44,6 +44,37 @@ def test_a_label_preview_has_one_colour_an_entity(entities):
     colors = {tuple(pixels[y, x]) for y, x in ((30, 30), (60, 80), (1, 98), (79, 0))}
     assert len(colors) == 4
     assert pixels.shape == (80, 100, 3)
+
+
+def test_the_number_of_a_small_entity_stands_beside_it_and_that_of_a_large_one_inside():
+    labels = np.zeros((120, 120), int)
+    labels[40:100, 40:100] = 1
+    labels[10:13, 10:13] = labels[117:, 117:] = labels[:, 0] = 0
+    labels[10:13, 10:13], labels[117:, 117:] = 2, 3
+    entities = Entities.from_labels(labels)
+    image = Image.new("RGB", (120, 120))
+    changed = np.array(overlay(image, entities)) != np.array(overlay(image, entities, ids=False))
+    changed = changed.any(axis=2)
+    assert changed[60:80, 60:80].any()
+    for small in (2, 3):
+        assert not changed[labels == small].any()
+    assert changed[4:20, 13:24].any()
+    assert changed[100:, 100:].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (12, 12), (3, 40)])
+def test_numbers_never_fail_on_thin_and_crowded_pictures(shape):
+    labels = np.arange(shape[0] * shape[1]).reshape(shape) // 3
+    entities = Entities.from_labels(labels)
+    assert overlay(Image.new("RGB", shape[::-1]), entities).size == label_preview(entities).size == shape[::-1]
+
+
+def test_the_outline_of_a_large_picture_is_wider():
+    labels = np.zeros((1024, 1024), int)
+    labels[100:900, 300:700] = 1
+    row = np.asarray(overlay(Image.new("RGB", (1024, 1024), "white"), Entities.from_labels(labels), ids=False))[500]
+    assert (row[300:304] == row[300]).all() and (row[304] != row[303]).any()
+    assert (row[299] == 255).all()
 
 
 def test_no_entities_and_single_pixels_can_be_drawn():
@@ -85,17 +116,90 @@ def test_wrong_contact_sheets_are_errors():
         contact_sheet([[picture]], ["a", "b"])
 
 
-def test_the_tree_has_a_panel_for_every_depth_and_ends_in_white():
+@pytest.fixture
+def colormap():
     masks = np.zeros((4, 60, 60), bool)
     masks[0, 5:25, 5:25] = masks[1, 35:55, 5:25] = masks[2, 5:25, 35:55] = masks[3, 35:55, 35:55] = True
-    colormap = LocationAwarePalette().encode(masks)
-    depth = max(node.depth for node in dichotomy(colormap).tree)
-    tree = dichotomy_tree(colormap, cell=80, columns=100)
-    assert tree.width == 8 + (depth + 3) * 88  # the map, depths 0 to the last, the entities
-    middle = [tree.getpixel((8 + 88 * panel + 20, tree.height - 8 - 60)) for panel in range(depth + 3)]
-    assert middle[0] == tuple(LocationAwarePalette().assign(masks)[0].tolist())
-    assert middle[1] == (255, 0, 0)
-    assert middle[-2] == (255, 255, 255)
-    wrapped = dichotomy_tree(Image.fromarray(colormap), cell=80, columns=2)
-    assert wrapped.width == 8 + 2 * 88
-    assert wrapped.height == -(-(depth + 3) // 2) * tree.height
+    return LocationAwarePalette().encode(masks)
+
+
+def tree_panels(tree, cell, count):
+    """The square panels of a tree of one row, (cell, cell, 3) each."""
+    pixels = np.asarray(tree)
+    return [pixels[-16 - cell : -16, 8 + k * (cell + 8) :][:, :cell] for k in range(count)]
+
+
+def test_the_tree_has_a_panel_for_every_depth(colormap):
+    found = dichotomy(colormap)
+    depth = max(node.depth for node in found.tree)
+    tree = dichotomy_tree(colormap, cell=60, columns=100)
+    assert tree.width == 8 + (depth + 3) * 68  # the map, depths 0 to the last, the entities
+    panels = tree_panels(tree, 60, depth + 3)
+    assert (panels[0] == colormap).all()
+    assert (panels[-1] == np.asarray(label_preview(Entities.from_labels(found.clusters + 1)))).all()
+    wrapped = dichotomy_tree(Image.fromarray(colormap), cell=60, columns=2)
+    assert wrapped.width == 8 + 2 * 68
+    assert wrapped.height > tree.height
+
+
+def test_the_tree_is_redder_the_larger_the_distance_and_hatched_where_splitting_stops(colormap):
+    found = dichotomy(colormap)
+    depth = max(node.depth for node in found.tree)
+    panels = tree_panels(dichotomy_tree(colormap, cell=60, columns=100, found=found), 60, depth + 3)
+    for level, panel in enumerate(panels[1:-1]):
+        for y, x in ((8, 8), (38, 8), (8, 38), (38, 38)):  # within an entity, away from numbers and lines
+            node = [n for n in found.tree if n.depth <= level and found.leaves[y, x] in n.leaves][-1]
+            part = panel[y : y + 3, x : x + 3].reshape(-1, 3)
+            share = (node.distance / max(n.distance for n in found.tree)) ** 0.5
+            red = np.round(255 - share * (255 - np.array(RED)))
+            assert (np.abs(part - red).max(axis=1) <= 1).sum() >= 4
+            stops = len(node.leaves) == 1
+            color = GREEN if node.depth == level else PALE_GREEN
+            inside = panel[y - 2 : y + 14, x - 2 : x + 14]
+            assert (inside == color).all(axis=2).any() == stops
+
+
+def test_a_tree_decodes_nothing_twice_and_shows_the_entities_it_is_given(colormap, monkeypatch):
+    found, entities = dichotomy(colormap, 5.0), decode_colormap(colormap)
+    whole = dichotomy_tree(colormap, 5.0, entities=entities, cell=60)
+    monkeypatch.setattr("unigs.visualize.dichotomy", None)
+    assert dichotomy_tree(colormap, found=found, entities=entities, cell=60).tobytes() == whole.tobytes()
+    assert dichotomy_tree(colormap, found=found, cell=60).tobytes() != whole.tobytes()  # background is no entity
+
+
+def test_a_deep_tree_names_the_levels_it_leaves_out():
+    steps = np.repeat(np.arange(0, 256, 4, dtype=np.uint8), 4)
+    colormap = np.tile(steps[:, None], (20, 1, 3))
+    found = dichotomy(colormap, 1.0, denoise=False)
+    assert max(node.depth for node in found.tree) > 4
+    short = dichotomy_tree(colormap, found=found, cell=60, columns=100, panels=5)
+    assert short.width == 8 + 5 * 68
+    assert dichotomy_tree(colormap, found=found, cell=60, columns=100, panels=100).width > short.width
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (64, 64), (300, 20)])
+@pytest.mark.parametrize("kind", ["flat", "noise", "black"])
+def test_any_map_has_a_tree(shape, kind):
+    colormap = np.full((*shape, 3), 0 if kind == "black" else 130, np.uint8)
+    if kind == "noise":
+        colormap = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    tree = dichotomy_tree(colormap, cell=64)
+    assert tree.mode == "RGB"
+    assert tree.width <= 8 + 4 * 72
+    assert tree.getpixel((0, 0)) == PAPER
+
+
+def test_the_tree_takes_the_options_of_the_decoder(colormap):
+    palette = LocationAwarePalette()
+    nearest = dichotomy_tree(colormap, criterion="nearest", palette=palette, cell=60, columns=100)
+    assert nearest.width == 8 + 4 * 68  # one split of all
+    assert dichotomy_tree(colormap, delta=1000.0, denoise=False, cell=60, columns=100).width == 8 + 3 * 68
+
+
+def test_wrong_arguments_of_a_tree_are_errors(colormap):
+    with pytest.raises(ValueError, match="panels at least 4; got 224, 4, 3"):
+        dichotomy_tree(colormap, panels=3)
+    with pytest.raises(ValueError, match=r"one size \(H, W\), got \(60, 60\), \(60, 60\), \(5, 5\)"):
+        dichotomy_tree(colormap, entities=Entities.from_labels(np.zeros((5, 5), int)))
+    with pytest.raises(ValueError, match="delta must be"):
+        dichotomy_tree(colormap, 0)
