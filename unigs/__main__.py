@@ -1,8 +1,9 @@
 """The command line: `python -m unigs {demo,inpaint,synthesize,refer,segment,decode}`.
 
 Every picture gets a folder of its own with what the model painted (picture.png), its colormap (colormap.png), one PNG
-for each entity (mask_001.png, white is the entity), an overlay and entities.json (boxes, areas, scores, colours, COCO
-run-length codes). Wrong input gives one line on standard error and the exit code 2.
+for each entity (mask_001.png, white is the entity), all of them in one (labels.png, whose pixels are their numbers), an
+overlay, entities.json (boxes, areas, scores, colours, COCO run-length codes) and coco.json, the same as a COCO data
+set. Wrong input gives one line on standard error and the exit code 2.
 """
 
 import argparse
@@ -13,14 +14,16 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from .checkpoints import bundled_model_dir
 from .coarse_mask import coarse_mask
-from .dichotomy import decode_colormap
+from .dichotomy import BACKGROUND_RADIUS, Criterion, decode_colormap
 from .entities import Entities
+from .palette import LocationAwarePalette
 from .tasks import Task
 from .visualize import contact_sheet, dichotomy_tree, overlay
 
@@ -78,25 +81,37 @@ def synthesize(options: argparse.Namespace) -> None:
         raise ValueError(f"the masks must have one size, got {sorted({mask.size for mask in masks})} (width, height)")
     pipe = _load_pipeline(options)
     limit, nearest = _limit(options, pipe), Image.Resampling.NEAREST
-    colormaps = {name: _fit(_read_picture(path), limit, nearest) for name, path in given.items()}
+    colormaps = {name: _fit(_read_picture(path, "black"), limit, nearest) for name, path in given.items()}
     if masks:
         encoded = pipe.palette.encode([np.asarray(_fit(mask, limit, nearest)) > 127 for mask in masks])
         colormaps["masks"] = Image.fromarray(encoded)
     for name, colormap in colormaps.items():
         painted = _call(pipe, Task.SYNTHESIS, options, colormap=colormap)
-        _save(options.out / name, painted, _facts(Task.SYNTHESIS, options), {"given_colormap": colormap})
+        _save(options, name, painted, _facts(Task.SYNTHESIS, options), {"given_colormap": colormap})
 
 
 def decode(options: argparse.Namespace) -> None:
     """Decode colormaps into entities, without a model."""
     for name, path in _named(options.pictures).items():
-        colormap = _read_picture(path)
+        colormap = _read_picture(path, "black")
         start = time.perf_counter()
-        entities = decode_colormap(colormap, options.keep_background, options.delta, options.min_area)
+        entities = decode_colormap(
+            colormap,
+            options.keep_background,
+            options.delta,
+            options.min_area,
+            options.criterion,
+            options.palette,
+            options.components,
+            BACKGROUND_RADIUS if options.palette is None else options.palette.background_radius,
+            options.denoise,
+        )
         seconds = time.perf_counter() - start
-        folder = options.out / name
-        _save_entities(folder, colormap, entities, {"task": "decode", "source": str(path)}, seconds)
-        dichotomy_tree(colormap, options.delta).save(folder / "tree.png")
+        _save_entities(options, name, colormap, path.name, entities, {"task": "decode", "source": str(path)}, seconds)
+        tree = dichotomy_tree(
+            colormap, options.delta, options.criterion, options.palette, options.denoise, entities=entities
+        )
+        tree.save(options.out / name / "tree.png")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -117,7 +132,7 @@ def demo(options: argparse.Namespace) -> None:
             region = coarse_mask(boxes, (picture.height, picture.width), "curve", options.seed)
             inputs["coarse_mask"], where = region, Image.fromarray(region)
         painted = _call(pipe, task, options, **inputs)
-        _save(options.out / task.value, painted, _facts(task, options), {"given": picture, "where": where})
+        _save(options, task.value, painted, _facts(task, options), {"given": picture, "where": where})
         rows.append([picture, where, painted.picture, painted.colormap, overlay(painted.picture, painted.entities)])
         captions.append(f"{task.value}: {prompt}" if prompt else task.value)
     sheet = options.out / "contact_sheet.png"
@@ -148,7 +163,7 @@ def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
             region = coarse_mask(boxes, (picture.height, picture.width), options.shape, options.seed)
         painted = _call(pipe, task, options, image=picture, coarse_mask=region)
         where = None if region is None else Image.fromarray(region)
-        _save(options.out / name, painted, {**_facts(task, options), "source": str(path)}, {"coarse_mask": where})
+        _save(options, name, painted, {**_facts(task, options), "source": str(path)}, {"coarse_mask": where})
 
 
 def _load_pipeline(options: argparse.Namespace) -> "UniGSPipeline":
@@ -226,12 +241,21 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 
 
-def _read_picture(path: Path) -> Image.Image:
-    return _open(path).convert("RGB")
+def _read_picture(path: Path, ground: str = "white") -> Image.Image:
+    """An RGB picture; where it is transparent, the ground shows."""
+    picture = _open(path)
+    if picture.mode[0] in "IF":  # converted, all that is above 255 would become white
+        raise ValueError(
+            f"{str(path)!r} has one channel of more than 8 bits a pixel (mode {picture.mode}): save it with 8 bits"
+        )
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture)
+    return picture.convert("RGB")
 
 
 def _read_mask(path: Path) -> Image.Image:
-    mask = _open(path).convert("L")
+    mask = _read_picture(path, "black").convert("L")
     if not (np.asarray(mask) > 127).any():
         raise ValueError(f"the mask {str(path)!r} is empty: white marks the region")
     return mask
@@ -242,27 +266,50 @@ def _facts(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     return {**facts, "checkpoint": None if options.checkpoint is None else str(options.checkpoint)}
 
 
-def _save(folder: Path, painted: Painted, facts: dict[str, Any], given: dict[str, Image.Image | None]) -> None:
-    _save_entities(folder, painted.picture, painted.entities, facts, painted.seconds)
-    for name, image in {"picture": painted.picture, "colormap": painted.colormap, **given}.items():
+def _save(
+    options: argparse.Namespace,
+    name: str,
+    painted: Painted,
+    facts: dict[str, Any],
+    given: dict[str, Image.Image | None],
+) -> None:
+    _save_entities(options, name, painted.picture, "picture.png", painted.entities, facts, painted.seconds)
+    pictures = {"picture": painted.picture, "colormap": painted.colormap, **given}
+    if options.tree:
+        pictures["tree"] = dichotomy_tree(painted.colormap, entities=painted.entities)
+    for kind, image in pictures.items():
         if image is not None:
-            image.save(folder / f"{name}.png")
+            image.save(options.out / name / f"{kind}.png")
 
 
 def _save_entities(
-    folder: Path, picture: Image.Image, entities: Entities, facts: dict[str, Any], seconds: float
+    options: argparse.Namespace,
+    name: str,
+    picture: Image.Image,
+    file_name: str,
+    entities: Entities,
+    facts: dict[str, Any],
+    seconds: float,
 ) -> None:
+    folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("mask_*.png"):  # of an earlier run, which may have found more
-        old.unlink()
+    # Of an earlier run, which may have found more, or drawn more.
+    for old in (*folder.glob("mask_*.png"), *folder.glob("cutout_*.png"), folder / "tree.png"):
+        old.unlink(missing_ok=True)
     data = {**facts, **entities.to_dict()}
     for mask, entity in zip(entities.masks, data["entities"], strict=True):
         entity["mask"] = f"mask_{entity['id']:03d}.png"
         Image.fromarray(mask).save(folder / entity["mask"])
+    if options.cutouts:
+        for cutout, entity in zip(entities.cutouts(picture), data["entities"], strict=True):
+            entity["cutout"] = f"cutout_{entity['id']:03d}.png"
+            cutout.save(folder / entity["cutout"])
     overlay(picture, entities).save(folder / "overlay.png")
-    (folder / "entities.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    entities.to_indexed_image().save(folder / "labels.png")
+    for file, content in (("entities", data), ("coco", entities.to_coco(file_name=file_name))):
+        (folder / f"{file}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     count = f"{len(entities)} entit{'y' if len(entities) == 1 else 'ies'}"
-    print(f"{folder.name}: {count} in {seconds:.2f} s -> {folder}", flush=True)
+    print(f"{name}: {count} in {seconds:.2f} s -> {folder}", flush=True)
 
 
 def _examples() -> list[tuple[Task, Path, str, list[list[float]] | None]]:
@@ -295,6 +342,20 @@ def _boxes(text: str) -> list[list[float]]:
     return boxes
 
 
+def _palette(text: str) -> LocationAwarePalette:
+    """The default palette with a grid, or that of a checkpoint. Only its settings are read."""
+    try:
+        if text.isdecimal():
+            return LocationAwarePalette(int(text))
+        folder = bundled_model_dir() if text == "bundled" else Path(text)
+        settings = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return LocationAwarePalette.from_config(settings.get("palette") or {})
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a grid like 11, a checkpoint folder or 'bundled', got {text!r}: {error}"
+        ) from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="unigs",
@@ -310,7 +371,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for results (default: %(default)s)",
     )
+    output.add_argument("--cutouts", action="store_true", help="also cut each entity out, transparent around it")
     model = argparse.ArgumentParser(add_help=False, parents=[output])
+    model.add_argument("--tree", action="store_true", help="also draw how the colormap was split into entities")
     group = model.add_argument_group("model")
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="a saved pipeline (default: the bundled model)")
     group.add_argument(
@@ -390,6 +453,26 @@ def _parser() -> argparse.ArgumentParser:
         help="split while the mean distance is above this (default: 10)",
     )
     command.add_argument("--min-area", type=int, default=0, metavar="PIXELS", help="drop smaller entities (default: 0)")
+    command.add_argument(
+        "--criterion",
+        choices=get_args(Criterion),
+        default="mean",
+        help="what is compared with delta: the mean distance, or the mean squared one; 'nearest' splits nothing and "
+        "takes the nearest colour of the palette (default: %(default)s)",
+    )
+    command.add_argument(
+        "--palette",
+        type=_palette,
+        metavar="GRID|DIR",
+        help="the colours that the map was painted with: a grid like 11, a checkpoint folder, or 'bundled' (default: "
+        "any colours)",
+    )
+    command.add_argument(
+        "--components", action="store_true", help="parts of one colour that lie apart are two entities"
+    )
+    command.add_argument(
+        "--no-denoise", dest="denoise", action="store_false", help="the plain dichotomy: nothing is done about noise"
+    )
     return parser
 
 

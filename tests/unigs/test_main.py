@@ -47,12 +47,17 @@ def check_folder(folder, size):
     """Pictures of one size, and masks that are those of entities.json. Returns what entities.json holds."""
     data = json.loads((folder / "entities.json").read_text())
     assert data["size"] == [size[1], size[0]]
+    labels = np.asarray(Image.open(folder / "labels.png"))
+    coco = json.loads((folder / "coco.json").read_text())
+    assert (coco["images"][0]["width"], coco["images"][0]["height"]) == size
+    assert [a["segmentation"] for a in coco["annotations"]] == [entity["rle"] for entity in data["entities"]]
     assert Image.open(folder / "overlay.png").size == size
     names = [entity["mask"] for entity in data["entities"]]
     assert sorted(names) == sorted(path.name for path in folder.glob("mask_*.png"))
     for entity in data["entities"]:
         mask = np.asarray(Image.open(folder / entity["mask"])) > 0
         assert mask.shape == (size[1], size[0])
+        assert (mask == (labels == entity["id"])).all()
         assert mask.sum() == entity["area"]
         y, x = np.nonzero(mask)
         assert entity["box"] == [x.min(), y.min(), x.max() + 1, y.max() + 1]
@@ -80,6 +85,63 @@ def test_decode_writes_everything_and_takes_several_pictures(tmp_path, masks, ca
     assert len(check_folder(out / "map", (96, 64))["entities"]) == 2
     assert main(["decode", str(paths[0]), "--out", str(out), "--keep-background"]) == 0
     assert len(check_folder(out / "map", (96, 64))["entities"]) == 4
+
+
+def test_decode_cuts_out_and_removes_what_an_earlier_run_left(tmp_path, masks):
+    path, folder = tmp_path / "map.png", tmp_path / "out" / "map"
+    colormap = LocationAwarePalette().encode(masks)
+    Image.fromarray(colormap).save(path)
+    arguments = ["decode", str(path), "--out", str(folder.parent)]
+    assert main([*arguments, "--cutouts"]) == 0
+    data = check_folder(folder, (96, 64))
+    assert [entity["cutout"] for entity in data["entities"]] == [f"cutout_00{k}.png" for k in (1, 2, 3)]
+    with Image.open(folder / "cutout_002.png") as cutout:
+        x1, y1, x2, y2 = data["entities"][1]["box"]
+        assert (cutout.mode, cutout.size) == ("RGBA", (x2 - x1, y2 - y1))
+        inside = np.asarray(cutout)[..., 3] == 255
+        assert (np.asarray(cutout)[inside, :3] == colormap[y1:y2, x1:x2][inside]).all()
+        assert inside.sum() == 1200
+    assert main(arguments) == 0
+    assert not list(folder.glob("cutout_*"))
+
+
+def test_decode_passes_its_options_on(tmp_path):
+    path = tmp_path / "map.png"
+    colormap = np.zeros((40, 90, 3), np.uint8)
+    colormap[10:30, 10:30] = colormap[10:30, 60:80] = (255, 64, 64)
+    colormap[10:20, 60:80] = (250, 60, 70)
+    Image.fromarray(colormap).save(path)
+
+    def areas(*options):
+        assert main(["decode", str(path), "--out", str(tmp_path / "out"), *options]) == 0
+        return [entity["area"] for entity in check_folder(tmp_path / "out" / "map", (90, 40))["entities"]]
+
+    assert areas() == [800]
+    assert areas("--components") == [400, 400]
+    assert areas("--delta", "1", "--no-denoise") == [600, 200]
+    assert areas("--delta", "1", "--no-denoise", "--palette", "11") == [800]
+    assert areas("--criterion", "nearest", "--palette", "bundled") == [800]
+    assert areas("--criterion", "nearest", "--palette", str(bundled_model_dir()), "--components") == [400, 400]
+    assert areas("--criterion", "mean_squared", "--no-denoise", "--delta", "1") == [600, 200]
+
+
+def test_transparent_is_background_of_a_colormap(tmp_path, masks):
+    colormap = LocationAwarePalette().encode(masks)
+    alpha = colormap.any(axis=2)
+    colormap[~alpha] = (90, 200, 90)
+    path = tmp_path / "map.png"
+    Image.fromarray(np.dstack([colormap, 255 * alpha.astype(np.uint8)])).save(path)
+    assert main(["decode", str(path), "--out", str(tmp_path / "out")]) == 0
+    data = check_folder(tmp_path / "out" / "map", (96, 64))
+    assert [entity["area"] for entity in data["entities"]] == [1225, 1200, 9]
+
+
+@needs_model
+def test_a_tree_is_drawn_where_it_is_asked_for(tmp_path, photo):
+    arguments = ["segment", str(photo), "--steps", "1", "--out", str(tmp_path)]
+    for wanted in (True, False):
+        assert main(arguments + ["--tree"] * wanted) == 0
+        assert (tmp_path / "photo" / "tree.png").exists() == wanted
 
 
 @needs_model
@@ -165,6 +227,8 @@ def test_the_demo_says_when_the_examples_are_missing(tmp_path, monkeypatch, caps
     [
         (["decode", "nowhere.png"], "there is no file 'nowhere.png'"),
         (["decode", "TEXT"], "cannot be read as a picture"),
+        (["decode", "DEEP"], "more than 8 bits a pixel (mode I;16): save it with 8 bits"),
+        (["decode", "PHOTO", "--criterion", "nearest"], "the criterion 'nearest' needs a palette"),
         (["decode", "PHOTO", "--delta", "0"], "delta must be a positive number"),
         (["decode", "PHOTO", "--min-area", "-1"], "must not be negative"),
         (["segment", "nowhere.png"], "there is no file"),
@@ -182,7 +246,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, p
     Image.new("RGB", (200, 100), "white").save(tmp_path / "large.png")
     Image.new("RGB", (96, 64)).save(tmp_path / "black.png")
     (tmp_path / "text.png").write_text("no picture")
+    Image.fromarray(np.full((9, 9), 999, np.uint16)).save(tmp_path / "deep.png")
     names = {
+        "DEEP": tmp_path / "deep.png",
         "PHOTO": photo,
         "LARGE": tmp_path / "large.png",
         "BLACK": tmp_path / "black.png",
@@ -227,6 +293,9 @@ def test_wrong_input_that_only_the_model_can_tell(arguments, message, tmp_path, 
         ["inpaint", "photo.png", "--prompt", "cat", "--boxes", "a,b,c,d"],
         ["synthesize", "--prompt", "cat"],
         ["segment", "photo.png", "--steps", "many"],
+        ["decode", "map.png", "--palette", "99"],
+        ["decode", "map.png", "--palette", "nowhere"],
+        ["decode", "map.png", "--criterion", "median"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
