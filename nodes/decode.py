@@ -72,6 +72,13 @@ class DichotomyDecode(io.ComfyNode):
                     optional=True,
                     tooltip="The model that painted the colormap: its own colours tell how dark the background is.",
                 ),
+                io.Boolean.Input(
+                    "components",
+                    default=False,
+                    optional=True,
+                    tooltip="Parts of one colour that lie apart become entities of their own. On if two entities may "
+                    "have got the same colour; off if something in front may cut an entity in two.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -87,29 +94,46 @@ class DichotomyDecode(io.ComfyNode):
                     "tree",
                     display_name="dichotomy tree",
                     is_output_list=True,
-                    tooltip="How the colours were split, step by step; the redder, the further from being one colour.",
+                    tooltip="How the colours were split, step by step; the redder, the further from being one colour, "
+                    "and hatched where splitting stops.",
                 ),
                 io.Int.Output("count", display_name="count", is_output_list=True, tooltip="Number of entities found."),
+                io.Float.Output(
+                    "scores",
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="How sure the decoder is of each entity: 1 where its colour is flat, 1/2 half-way between "
+                    "two colours. One list for all colormaps, in the order of the masks; 0 for an empty mask.",
+                ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, colormap: Tensor, delta: float, min_area: int, keep_background: bool, model: Any = None
+        cls,
+        colormap: Tensor,
+        delta: float,
+        min_area: int,
+        keep_background: bool,
+        model: Any = None,
+        components: bool = False,
     ) -> io.NodeOutput:
         from ..unigs.dichotomy import decode_colormap
         from ..unigs.visualize import dichotomy_tree, label_preview
 
         radius = palette_of(model).background_radius
-        masks, previews, trees, counts = [], [], [], []
+        masks, previews, trees, counts, scores = [], [], [], [], []
         for pixels in as_colormaps(colormap, "colormap"):
             throw_exception_if_processing_interrupted()
-            entities = decode_colormap(pixels, keep_background, delta, min_area, background_radius=radius)
+            entities = decode_colormap(
+                pixels, keep_background, delta, min_area, components=components, background_radius=radius
+            )
             masks.append(mask_batch(entities.masks, entities.size))
             previews.append(image_of(label_preview(entities)))
-            trees.append(image_of(dichotomy_tree(pixels, delta=delta)))
+            trees.append(image_of(dichotomy_tree(pixels, delta, entities=entities)))
             counts.append(len(entities))
-        return io.NodeOutput(masks, torch.cat(previews), trees, counts)
+            scores += entities.scores.tolist() or [0.0]
+        return io.NodeOutput(masks, torch.cat(previews), trees, counts, scores)
 
 
 class EntityMaskSplit(io.ComfyNode):

@@ -12,7 +12,7 @@ INPUTS = {
         *["model", "clip", "vae", "task", "prompt", "negative", "seed", "steps", "cfg", "sampler_name", "scheduler"],
         *["image", "coarse_mask", "colormap"],
     ],
-    "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background", "model"],
+    "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background", "model", "components"],
     "UniGSEntityMaskSplit": ["masks", "order", "min_area", "index", "crop", "image"],
 }
 OUTPUTS = {
@@ -20,7 +20,7 @@ OUTPUTS = {
     "UniGSColormapEncode": ["IMAGE"],
     "UniGSCoarseMaskFromBox": ["MASK", "MASK"],
     "UniGSSampler": ["IMAGE", "IMAGE"],
-    "UniGSDichotomyDecode": ["MASK", "IMAGE", "IMAGE", "INT"],
+    "UniGSDichotomyDecode": ["MASK", "IMAGE", "IMAGE", "INT", "FLOAT"],
     "UniGSEntityMaskSplit": ["MASK", "BBOX", "MASK", "IMAGE"],
 }
 DISPLAY_NAMES = {
