@@ -1,20 +1,22 @@
 """Decoders of colormaps, side by side: `python -m benchmarks.bench_decode`.
 
-Every decoder gets the same maps in the same run. Times are medians and stand as ratios to ours, because machines differ;
-a decoder returns a label map (H, W), 0 for what it calls background.
+Every decoder gets the same maps in the same run. Times are medians over the maps, of the best of five runs on each, and
+stand as ratios to ours, because machines differ. A decoder returns a label map (H, W), 0 for what is background to it.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 from scipy import ndimage
 from sklearn.cluster import KMeans
 
 from benchmarks.colormaps import DAMAGES, Sample, make_sample, match
-from unigs.dichotomy import decode_colormap, rgb_to_lab
+from unigs.dichotomy import decode_colormap
 from unigs.palette import LocationAwarePalette
+from unigs.splitting import rgb_to_lab
 
 SMALLEST = 32  # pixels of a mask that the peers keep
 
@@ -28,7 +30,7 @@ def ours_with_palette(sample: Sample) -> np.ndarray:
 
 
 def one_pass(sample: Sample) -> np.ndarray:
-    """No decoder: the distinct colours, and which of them each pixel has. What anything must do that looks at colours."""
+    """No decoder, but the least that one must know: the distinct colours, and which of them each pixel has."""
     channels = sample.colormap.astype(np.uint32)
     packed = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
     return np.unique(packed, return_inverse=True)[1].reshape(packed.shape)
@@ -62,7 +64,7 @@ def scikit_learn(sample: Sample) -> np.ndarray:
     """The same recursion by scikit-learn's KMeans, on the mean distance."""
 
     def two_means(points: np.ndarray) -> np.ndarray:
-        return KMeans(2, n_init=1, random_state=0).fit_predict(points) > 0
+        return KMeans(2, n_init="auto", random_state=0).fit_predict(points) > 0
 
     def done(points: np.ndarray, depth: int) -> bool:
         return depth >= 12 or np.linalg.norm(points - points.mean(axis=0), axis=1).mean() < 10
@@ -74,7 +76,7 @@ def true_number(sample: Sample) -> np.ndarray:
     """k-means that is told how many colours there are."""
     colors = sample.colormap.reshape(-1, 3).astype(np.float32)
     count = len(np.unique(sample.labels))
-    found = KMeans(count, n_init=1, random_state=0).fit_predict(colors)
+    found = KMeans(count, n_init="auto", random_state=0).fit_predict(colors)
     return _without_black(found.reshape(sample.labels.shape), sample.colormap)
 
 
@@ -85,7 +87,8 @@ def nearest_paint(sample: Sample) -> np.ndarray:
     nearest = ((paints**2).sum(axis=1) - 2 * colors @ paints.T).argmin(axis=1).reshape(sample.labels.shape)
     labels, count = np.zeros_like(sample.labels), 0
     for paint in np.unique(nearest[nearest > 0]):
-        parts, number = ndimage.label(nearest == paint)
+        parts = np.asarray(cast(Any, ndimage.label(nearest == paint))[0])
+        number = int(parts.max())
         large = np.flatnonzero(np.bincount(parts.ravel(), minlength=number + 1)[1:] >= SMALLEST) + 1
         renumber = np.zeros(number + 1, np.int32)
         renumber[large] = count + 1 + np.arange(len(large))
@@ -135,31 +138,38 @@ DECODERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sigma", type=float, default=6, help="noise in levels (default: %(default)s); < 0: clean maps")
+    parser.add_argument(
+        "--sigma", type=float, default=6, help="noise in levels (default: %(default)s); < 0: clean maps"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
     parser.add_argument("--entities", type=int, nargs="+", default=[1, 4, 16, 40], metavar="N")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="even: on black, odd: all over the picture")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1], help="even: on black, odd: all over the picture"
+    )
     parser.add_argument("--damage", choices=DAMAGES, default="noise")
     parser.add_argument("--only", nargs="+", choices=DECODERS, default=list(DECODERS), metavar="DECODER")
     parser.add_argument("--repeat", type=int, default=5, help="times that fast decoders run on each map")
     options = parser.parse_args()
     sigma = None if options.sigma < 0 else options.sigma
     samples = [
-        make_sample(seed, n, tuple(options.size), sigma, options.damage) for n in options.entities for seed in options.seeds
+        make_sample(seed, n, tuple(options.size), sigma, options.damage)
+        for n in options.entities
+        for seed in options.seeds
     ]
     truth = np.mean([sample.labels.max() for sample in samples])
     print(
-        f"{len(samples)} maps of {options.size[0]} x {options.size[1]}, {'clean' if sigma is None else options.damage}, "
-        f"sigma {options.sigma:g}, {truth:.1f} entities a map\n"
+        f"{len(samples)} maps of {options.size[0]} x {options.size[1]}, {truth:.1f} entities a map, "
+        f"{'clean' if sigma is None else f'{options.damage}, sigma {sigma:g}'}\n"
     )
     print("| decoder | time / ours | ms a map | mIoU | F1@0.75 | within 1 of the true number | entities found |")
     print("|---|---|---|---|---|---|---|")
     reference = None
     for name in dict.fromkeys(["unigs", *options.only]):
-        decode, times, ious, f1, close, counts = DECODERS[name], [], [], [], [], []
+        decode = DECODERS[name]
+        times, ious, f1, close, counts = [], [], [], [], []
         decode(samples[0])
         for sample in samples:
-            best = np.inf
+            best, labels = np.inf, sample.labels
             for _ in range(options.repeat):
                 start = time.perf_counter()
                 labels = decode(sample)

@@ -85,7 +85,7 @@ def _mosaic(rng: np.random.Generator, entities: int, size: tuple[int, int]) -> n
     fields = (bumps / bumps.std() * 0.25 - away * entities**0.5 / grid).astype(np.float32)
     best, labels = np.full(size, -np.inf, np.float32), np.zeros(size, np.int32)
     for number, field in enumerate(fields, start=1):
-        height = np.asarray(Image.fromarray(field).resize(size[::-1], Image.Resampling.BICUBIC))
+        height = np.asarray(Image.fromarray(field).resize((size[1], size[0]), Image.Resampling.BICUBIC))
         labels[height > best] = number
         best = np.maximum(best, height)
     return labels
@@ -95,7 +95,8 @@ def _paint(rng: np.random.Generator, clean: np.ndarray) -> np.ndarray:
     """What an autoencoder does: soft borders, colours that drift by a few levels. (H, W, 3) float64."""
     soft = ndimage.gaussian_filter(clean.astype(float), (*2 * [rng.uniform(1, 2)], 0))
     drift = rng.uniform(-4, 4, (3, 6, 6)).astype(np.float32)
-    planes = [Image.fromarray(p).resize(clean.shape[1::-1], Image.Resampling.BICUBIC) for p in drift]
+    size = clean.shape[1], clean.shape[0]
+    planes = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in drift]
     return soft + np.stack(planes, axis=2)
 
 
@@ -130,7 +131,7 @@ DAMAGES: dict[str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray
 
 
 def match(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, int]:
-    """IoU (T,) of each true entity with the found one that the best one-to-one matching gives it, and how many were found.
+    """IoU (T,) of each true entity with what the best one-to-one matching gives it, and the number of entities found.
 
     Both are label maps (H, W). A found label that is mostly true background is not counted, whoever returned it.
     """

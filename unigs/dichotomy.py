@@ -6,13 +6,12 @@ figure 1 of the supplementary). Noise, drifting colours and blurred borders of a
 them are shared out afterwards, and clusters that touch without an edge between them are put together again.
 """
 
-import itertools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -20,8 +19,7 @@ from PIL import Image
 from .entities import Entities, count_labels, relabel
 from .palette import LocationAwarePalette
 from .regions import BIN_COUNT, Regions, colors_of_bins, compact_areas, find_regions, share_out
-
-Criterion = Literal["mean", "mean_squared", "nearest"]
+from .splitting import FAR, Cluster, Criterion, distances, divide, features, one_paint
 
 # Half-way from black to the darkest colour of the palette with levels 0, 64, 128, 192, 255.
 BACKGROUND_RADIUS = 32.0
@@ -33,34 +31,17 @@ NOISE_TO_DELTA = 2.7
 MOST_NOISE = 5.0
 # A cluster of fewer places, or of less than this share of all, is no entity's inside.
 FEWEST_PLACES, SMALLEST_SHARE = 3, 1 / 26_000
-# So many of a cluster's places, and this share of them, must lie among their like, or it is a ring of mixed colours.
+# So many of a cluster's inside pixels, and this share of them, must have four neighbours of their own.
 FEWEST_COMPACT, COMPACT_SHARE = 1, 0.05
+# A cluster in which fewer have is a ring along a border, if more than this share of its own border runs along each of
+# two others and its colour is no further from a mixture of theirs than this (RGB).
 RING_COMPACTNESS, RING_SIDE, RING_DISTANCE = 0.3, 0.1, 25.0
-# Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
-FAR = 30.0
 # Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
 # common border runs where the picture is flat.
 MERGE_DISTANCE = 30.0
 # Parts of one colour are two entities if at least this far apart, as a share of the picture's shorter side.
 COMPONENT_GAP = 1 / 64
-# Two-means starts from cuts this many standard deviations from the mean.
-START_OFFSET = 0.5
 MOST_THREADS = 8
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A node of the tree of splits.
-
-    Attributes:
-        leaves: (L,) int64, the leaves of the tree below it.
-        depth: number of splits above it.
-        distance: mean distance of its colours to their centre, in the 6-D space of RGB (0-255) and Lab.
-    """
-
-    leaves: np.ndarray
-    depth: int
-    distance: float
 
 
 @dataclass(frozen=True)
@@ -73,6 +54,7 @@ class Dichotomy:
         clusters: (H, W) whole numbers, the cluster 0..K-1 of each pixel.
         centers: (K, 3) float64, the mean RGB (0-255) of each cluster.
         sureness: (K,) float64 in [0, 1], how sure the pixels of each cluster are of it, see `decode_colormap`.
+        delta: clusters whose mean distance is no larger were not split; raised where the map's noise is larger.
     """
 
     leaves: np.ndarray
@@ -80,6 +62,29 @@ class Dichotomy:
     clusters: np.ndarray
     centers: np.ndarray
     sureness: np.ndarray
+    delta: float
+
+    def entities(
+        self,
+        keep_background: bool = False,
+        min_area: int = 0,
+        components: bool = False,
+        background_radius: float = BACKGROUND_RADIUS,
+    ) -> Entities:
+        """The clusters as entities; arguments, order and Raises as in `decode_colormap`."""
+        if not (min_area >= 0 and background_radius >= 0):
+            raise ValueError(
+                f"min_area and background_radius must not be negative, got {min_area}, {background_radius}"
+            )
+        kept = (np.linalg.norm(self.centers, axis=1) >= background_radius) | keep_background
+        number = np.where(kept, np.cumsum(kept), 0).astype(np.min_scalar_type(len(kept)))  # 0 = background
+        labels, centers, scores = relabel(self.clusters, number), self.centers[kept], self.sureness[kept]
+        if components:
+            labels, origin = _components(labels)
+            centers, scores = centers[origin], scores[origin]
+        if min_area > 1:
+            labels = _without_small(labels, min_area)
+        return Entities.from_labels(labels, centers.round().clip(0, 255).astype(np.uint8), scores)
 
 
 def decode_colormap(
@@ -124,19 +129,8 @@ def decode_colormap(
     Source: the progressive dichotomy module of the paper, figure 1 of the supplementary. RGB + Lab and delta = 10 come
     from re-implementations; what is done about noise is our own.
     """
-    pixels = _check_colormap(colormap)
-    if not (min_area >= 0 and background_radius >= 0):
-        raise ValueError(f"min_area and background_radius must not be negative, got {min_area}, {background_radius}")
-    found = dichotomy(pixels, delta, criterion, palette, denoise)
-    kept = (np.linalg.norm(found.centers, axis=1) >= background_radius) | keep_background
-    number = np.where(kept, np.cumsum(kept), 0).astype(np.min_scalar_type(len(kept)))  # 0 = background, 1.. = entities
-    labels, centers, scores = relabel(found.clusters, number), found.centers[kept], found.sureness[kept]
-    if components:
-        labels, origin = _components(labels)
-        centers, scores = centers[origin], scores[origin]
-    if min_area > 1:
-        labels = _without_small(labels, min_area)
-    return Entities.from_labels(labels, centers.round().clip(0, 255).astype(np.uint8), scores)
+    found = dichotomy(colormap, delta, criterion, palette, denoise)
+    return found.entities(keep_background, min_area, components, background_radius)
 
 
 def decode_colormaps(
@@ -191,16 +185,6 @@ def dichotomy(
     return _robust(pixels, delta, criterion, paints) if flat is None else _plain(*flat, delta, criterion, paints, FAR)
 
 
-def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE Lab (..., 3), L in 0-100, of sRGB (..., 3) in 0-255, white point D65 (IEC 61966-2-1, CIE 15)."""
-    x = np.asarray(rgb, np.float64) / 255
-    linear = np.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    xyz_of_rgb = [0.4124564, 0.3575761, 0.1804375, 0.2126729, 0.7151522, 0.072175, 0.0193339, 0.119192, 0.9503041]
-    xyz = linear @ np.reshape(xyz_of_rgb, (3, 3)).T / [0.95047, 1.0, 1.08883]
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
-
-
 def _check_colormap(colormap: Any) -> np.ndarray:
     if isinstance(colormap, Image.Image):
         if colormap.mode not in ("RGB", "RGBA", "P", "L", "1"):
@@ -252,7 +236,7 @@ def _flat_colors(pixels: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarr
     colors, index = _unique_colors(pixels)
     if len(colors) > MOST_FLAT_COLORS:
         return None
-    apart = _distances(colors, colors)
+    apart = distances(colors, colors)
     np.fill_diagonal(apart, np.inf)
     return (colors, index) if apart.min() > delta else None
 
@@ -262,13 +246,13 @@ def _plain(
 ) -> Dichotomy:
     """The dichotomy of K colours (K, 3), `index` (H, W) telling the colour of each pixel."""
     weights = np.bincount(index.ravel())
-    leaf, tree = _divide(colors, weights, delta, criterion, paints, smallest=1, lost=lost)
+    leaf, tree = divide(colors, weights, delta, criterion, paints, smallest=1, lost=lost)
     centers, areas = _centers(leaf, colors * weights[:, None], weights)
-    cluster = np.arange(len(centers)) if paints is None else _one_paint(centers, paints)
+    cluster = np.arange(len(centers)) if paints is None else one_paint(centers, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     cluster_of_color = cluster.take(leaf)
     sureness = _sureness(colors, np.arange(len(colors)), cluster_of_color, weights, centers)
-    return Dichotomy(relabel(index, leaf), tree, relabel(index, cluster_of_color), centers, sureness)
+    return Dichotomy(relabel(index, leaf), tree, relabel(index, cluster_of_color), centers, sureness, delta)
 
 
 def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
@@ -280,7 +264,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     # 2. Split the colours inside regions, as a weighted histogram.
     bins, weights, sums = regions.histogram()
     smallest = max(FEWEST_PLACES, int(len(regions.grid) * SMALLEST_SHARE))
-    leaf, tree = _divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
+    leaf, tree = divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
 
     # 3. Share out the pixels between regions, without the leaves that are mixtures along a border: thin lines, whose
     #    pixels have few like neighbours, and rings of a colour between those on their two sides.
@@ -305,120 +289,14 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
             break
 
     # 4. Put together what was one.
-    if criterion == "nearest":
-        cluster = _one_paint(centers, paints)
+    if criterion == "nearest" and paints is not None:
+        cluster = one_paint(centers, paints)
     else:
         cluster = _merge(borders, flat_borders, centers, delta, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     clusters = relabel(leaves, cluster.astype(leaves.dtype))
-    return Dichotomy(leaves, tree, clusters, centers, _grid_sureness(regions, clusters, centers))
-
-
-def _divide(
-    colors: np.ndarray,
-    weights: np.ndarray,
-    delta: float,
-    criterion: Criterion,
-    paints: np.ndarray | None,
-    smallest: int,
-    lost: float = FAR,
-) -> tuple[np.ndarray, list[Cluster]]:
-    """`_split`, or for the criterion "nearest" the same with one leaf a paint (P, 3)."""
-    if criterion != "nearest" or paints is None:
-        return _split(colors, weights, delta, criterion, smallest, lost)
-    leaf = _one_paint(colors, paints)
-    features = _features(colors)
-    nodes = []
-    for members in (np.ones(len(leaf), bool), *(leaf == k for k in range(leaf.max() + 1))):
-        distance = np.linalg.norm(features[members] - np.average(features[members], 0, weights[members]), axis=1)
-        nodes.append(Cluster(np.unique(leaf[members]), len(nodes) and 1, float(np.average(distance, 0, weights[members]))))
-    return leaf, nodes
-
-
-def _split(
-    colors: np.ndarray, weights: np.ndarray, delta: float, criterion: Criterion, smallest: int, lost: float
-) -> tuple[np.ndarray, list[Cluster]]:
-    """The dichotomy itself, on colours (K, 3) with weights (K,).
-
-    No part is smaller than `smallest`, and colours further than `lost` from their centre are always split off.
-    Returns the leaf (K,) int64 of each colour, -1 for a few outliers that are no entity's, and the tree.
-    """
-    features, weights = _features(colors), weights.astype(np.float64)
-    leaf, leaves = np.full(len(colors), -1), 0
-    nodes = []
-    stack = [(np.arange(len(colors)), 0)]
-    while stack:
-        members, depth = stack.pop()
-        mass = weights[members]
-        total = mass.sum()
-        offset = features.take(members, axis=0)
-        offset -= mass @ offset / total
-        squared = np.einsum("ij,ij->i", offset, offset)
-        distance = np.sqrt(squared)
-        mean = mass @ distance / total
-        spread = mean if criterion == "mean" else (mass @ squared / total) ** 0.5
-        # A few pixels of another colour hardly move the mean, so they are looked for on their own.
-        far = mass @ (distance > lost) >= smallest
-        parts = []
-        if len(members) > 1 and (far or spread > delta):
-            side = two_means(offset, mass)
-            parts = [members[on] for on in (side, ~side) if mass @ on >= smallest]
-        if len(parts) == 1 and len(parts[0]) < len(members):
-            # the others are too few to be an entity: look at this part without them
-            stack.append((parts[0], depth))
-            continue
-        nodes.append((members, depth, float(mean)))
-        if len(parts) == 2:
-            stack += [(part, depth + 1) for part in reversed(parts)]
-        else:
-            leaf[members] = leaves
-            leaves += 1
-    tree = []
-    for members, depth, distance in nodes:
-        below = leaf[members]
-        below = below[below >= 0]
-        # The leaves are numbered depth first.
-        tree.append(Cluster(np.arange(below.min(), below.max() + 1), depth, distance))
-    return leaf, tree
-
-
-_DIRECTIONS = np.array([d for d in itertools.product((-1.0, 0.0, 1.0), repeat=3) if d > (0, 0, 0)])  # (13, 3)
-
-
-def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Which of two clusters each point is in, so that the squared distances to the two means are small.
-
-    Args:
-        points: (K, D) float64 around their weighted mean, K > 1, not all the same.
-        weights: (K,) float64, positive.
-
-    Returns (K,) bool with both values: the best of 26 cuts, across the first three axes and between them, all improved
-    (Lloyd 1982) until the best of them becomes no better.
-    """
-    heavy = points * weights[:, None]
-    total = weights.sum()
-    along = points[:, :3] @ (_DIRECTIONS * np.sqrt((heavy * points).sum(axis=0)[:3])).T  # (K, 13)
-    offset = START_OFFSET * np.sqrt(weights @ along**2 / total)
-    sides = np.concatenate([along > offset, along > -offset], axis=1)  # (K, 26)
-    best, best_gain, stale = np.arange(len(points)) == 0, 0.0, 0
-    while stale < 2:
-        on = sides.astype(np.float64)
-        mass, sums = weights @ on, on.T @ heavy  # of the points on this side; those of the others are the rest
-        mass = np.minimum(np.maximum(mass, 1e-9 * total), (1 - 1e-9) * total)
-        one, other = 1 / mass, 1 / (total - mass)
-        squared = (sums * sums).sum(axis=1)
-        gain = squared * (one + other)  # by so much do the squared distances become less
-        leader = gain.argmax()
-        if gain[leader] > best_gain * (1 + 1e-9):
-            best, best_gain, stale = sides[:, leader], gain[leader], 0
-        else:
-            stale += 1
-        sides = points @ (sums * (one + other)[:, None]).T > squared * (one * one - other * other) / 2
-    return best
-
-
-def _features(colors: np.ndarray) -> np.ndarray:
-    return np.concatenate([colors, rgb_to_lab(colors)], axis=1)  # (K, 6)
+    sureness = _sureness_of_places(regions, bins, sums / weights[:, None], clusters, centers)
+    return Dichotomy(leaves, tree, clusters, centers, sureness, delta)
 
 
 def _centers(label: np.ndarray, sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -426,11 +304,6 @@ def _centers(label: np.ndarray, sums: np.ndarray, weights: np.ndarray) -> tuple[
     known = label >= 0
     total = np.bincount(label[known], weights[known])
     return np.stack([np.bincount(label[known], part) for part in sums[known].T], axis=1) / total[:, None], total
-
-
-def _one_paint(colors: np.ndarray, paints: np.ndarray) -> np.ndarray:
-    """Numbers 0.. (K,) of colours (K, 3), the same for colours that have the same nearest paint (P, 3)."""
-    return np.unique(_distances(colors, paints).argmin(axis=1), return_inverse=True)[1]
 
 
 def _borders(leaves: np.ndarray, inside: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -451,9 +324,9 @@ def _borders(leaves: np.ndarray, inside: np.ndarray, count: int) -> tuple[np.nda
 def _rings(borders: np.ndarray, centers: np.ndarray, compactness: np.ndarray) -> np.ndarray:
     """(L,) bool: leaves of little compactness that lie between two others, in the picture and in colour."""
     rings = np.zeros(len(centers), bool)
-    for k in np.flatnonzero(compactness < RING_COMPACTNESS):
-        one, other = borders[k].argsort()[:-3:-1] if len(centers) > 2 else (k, k)
-        if borders[k, other] < RING_SIDE * borders[k].sum() or rings[one] or rings[other]:
+    for k in np.flatnonzero(compactness < RING_COMPACTNESS) if len(centers) > 2 else ():
+        one, other = borders[k].argsort()[:-3:-1]
+        if borders[k, other] <= RING_SIDE * borders[k].sum() or rings[one] or rings[other]:
             continue
         across = centers[other] - centers[one]
         share = np.clip((centers[k] - centers[one]) @ across / max(across @ across, 1e-9), 0, 1)
@@ -466,11 +339,11 @@ def _merge(
 ) -> np.ndarray:
     """The cluster (K,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one."""
     count = len(centers)
-    features = _features(centers)
-    apart = _distances(features, features)
+    points = features(centers)
+    apart = distances(points, points)
     same = (apart <= MERGE_DISTANCE) & ((apart <= 2 * delta) | (2 * flat_borders > borders))
     if paints is not None:
-        paint = _one_paint(centers, paints)
+        paint = one_paint(centers, paints)
         same |= paint[:, None] == paint
     cluster = np.arange(count)
     while True:  # each takes the lowest number among its like until nothing changes
@@ -480,19 +353,20 @@ def _merge(
         cluster = lowest
 
 
-def _grid_sureness(regions: Regions, clusters: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    bins = regions.bins.ravel().take(regions.grid)
-    seen = np.zeros(BIN_COUNT, bool)
-    seen[bins] = True
-    used = np.flatnonzero(seen)
-    number = np.cumsum(seen, dtype=np.int32) - 1
-    pair = number.take(bins)
+def _sureness_of_places(
+    regions: Regions, bins: np.ndarray, means: np.ndarray, clusters: np.ndarray, centers: np.ndarray
+) -> np.ndarray:
+    """`_sureness`, over the grid of counted pixels; `means` (K, 3) are the colours of the bins (K,) inside regions."""
+    colors = colors_of_bins(np.arange(BIN_COUNT))
+    colors[bins] = means
+    pair = regions.bins.ravel().take(regions.grid).astype(np.int64)
     pair *= len(centers)
     pair += clusters.ravel().take(regions.grid)
-    weights = np.bincount(pair, minlength=1)
-    pair = np.flatnonzero(weights)
-    colors = colors_of_bins(used)
-    return _sureness(colors, pair // len(centers), pair % len(centers), weights.take(pair), centers)
+    weights = np.bincount(pair)
+    seen = np.flatnonzero(weights)
+    color, cluster = np.divmod(seen, len(centers))
+    used, color = np.unique(color, return_inverse=True)
+    return _sureness(colors[used], color, cluster, weights.take(seen), centers)
 
 
 def _sureness(
@@ -505,44 +379,54 @@ def _sureness(
     references = centers
     if not (np.linalg.norm(centers, axis=1) < BACKGROUND_RADIUS).any():
         references = np.concatenate([centers, np.zeros((1, 3))])
-    distance = _distances(colors, references)
+    distance = distances(colors, references)
     closest = np.partition(distance, min(1, len(references) - 1), axis=1)[:, :2]
     own = distance[color, cluster]
     other = np.where(own > closest[color, 0], closest[color, 0], closest[color, -1])
     sure = np.where(own > 0, other / np.maximum(own + other, 1e-9), 1.0)
-    return np.bincount(cluster, sure * weights, len(centers)) / np.maximum(np.bincount(cluster, weights, len(centers)), 1)
+    return np.bincount(cluster, sure * weights, len(centers)) / np.maximum(
+        np.bincount(cluster, weights, len(centers)), 1
+    )
 
 
 def _components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels (H, W) in which parts that lie apart are labels of their own, and the old label - 1 (N,) of each."""
-    from scipy import ndimage
-
+    ndimage = _ndimage()
     gap = max(1.5, COMPONENT_GAP * min(labels.shape))
-    result, origin = np.zeros_like(labels), []
+    smallest = max(FEWEST_PLACES, labels.size * SMALLEST_SHARE)
+    border = int(gap)
+    result, origin = np.zeros(labels.shape, np.int32), []
     for old, box in enumerate(ndimage.find_objects(labels)):
         if box is None:
             continue
-        mask = labels[box] == old + 1
-        reached = ndimage.distance_transform_edt(~np.pad(mask, int(gap))) <= gap / 2
-        parts = ndimage.label(reached, np.ones((3, 3)))[0][int(gap) : -int(gap), int(gap) : -int(gap)]
-        result[box][mask] = parts[mask] + len(origin)
-        origin += [old] * int(parts.max())
+        mask = np.pad(labels[box] == old + 1, border)
+        near = ndimage.distance_transform_edt(~mask) <= gap / 2
+        parts = ndimage.label(near, np.ones((3, 3)))[0] * mask
+        areas = np.bincount(parts.ravel())[1:]
+        kept = areas >= min(smallest, areas.max())
+        number = np.append(0, np.where(kept, np.cumsum(kept), 0))[parts]
+        if not kept.all():  # crumbs go with the nearest part
+            rows, columns = ndimage.distance_transform_edt(number == 0, return_distances=False, return_indices=True)
+            number = number[rows, columns]
+        mask = mask[border:-border, border:-border]
+        result[box][mask] = number[border:-border, border:-border][mask] + len(origin)
+        origin += [old] * int(kept.sum())
     return result, np.array(origin, np.int64)
 
 
 def _without_small(labels: np.ndarray, min_area: int) -> np.ndarray:
     """Labels (H, W) in which those of fewer pixels, 0 excepted, went to the nearest others, if there are any."""
-    from scipy import ndimage
-
-    small = np.bincount(labels.ravel()) < min_area
+    small = count_labels(labels) < min_area
     small[0] = False
-    gone = small.take(labels)
+    gone = relabel(labels, small)
     if not gone.any() or gone.all():
         return labels
-    nearest = ndimage.distance_transform_edt(gone, return_distances=False, return_indices=True)
-    return labels[tuple(nearest)]
+    rows, columns = _ndimage().distance_transform_edt(gone, return_distances=False, return_indices=True)
+    return labels[rows, columns]
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances (A, B) between the rows of a (A, D) and b (B, D)."""
-    return np.sqrt(np.maximum((a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1), 0))
+def _ndimage() -> Any:
+    """Loaded when first needed: most maps are decoded without it."""
+    from scipy import ndimage
+
+    return ndimage

@@ -32,7 +32,8 @@ SMOOTHNESS = 1 << 20, 1000, 1000
 # Colours are counted at about this many places, or at all pixels of a smaller picture.
 PLACES = 1 << 16
 STRIP_PIXELS = 1 << 17
-MTH = 16
+# Fewer strips are not worth the threads.
+THREADS_FROM_STRIPS = 16
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def colors_of_bins(bins: np.ndarray) -> np.ndarray:
 
 
 def compact_areas(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray:
-    """Places (L + 1,) of each label 0..L = count that have six of their label among their 3 x 3 neighbours."""
+    """Pixels (L + 1,) of each label 0..L = count whose four neighbours have the same label."""
     height, width = seeds.shape
     padded = np.pad(seeds, 1)
     alike = np.empty((height, width), bool)
@@ -135,8 +136,7 @@ def compact_areas(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray
         same &= padded[top + 1 : bottom + 1, 2:] == middle
 
     _in_strips(compare, height, width, regions.threads)
-    alike = seeds * alike
-    return count_labels(alike, count)
+    return count_labels(seeds * alike, count)
 
 
 def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ def _colors_at(planes: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
 def _best(
     candidates: Sequence[np.ndarray], votes: Sequence[np.ndarray | int], pixels: list[np.ndarray], levels: np.ndarray
 ) -> np.ndarray:
-    """Which of the labels C x (P,) suits each of P pixels best: squared distance of colours less votes; ties: the lowest.
+    """Which label of C x (P,) suits each of P pixels best: squared distance of colours less votes; ties: the lowest.
 
     `pixels` are 3 x (P,) and `levels`, the colours of the labels, (3, L + 1).
     """
@@ -304,16 +304,18 @@ def _every(length: int, step: int) -> np.ndarray:
 
 
 def _around(planes: np.ndarray, radius: int, combine: Callable) -> np.ndarray:
-    """`combine` of the (2 radius + 1)^2 pixels around each, along both axes: (C, H, W) -> (C, H - 2 radius, W - 2 radius).
+    """`combine`, np.maximum or np.minimum, of the (2 radius + 1)^2 pixels around each.
 
-    For np.maximum and np.minimum, which may see a pixel twice.
+    (C, H, W) -> (C, H - 2 radius, W - 2 radius).
     """
     for axis in (1, 2):
         seen = 1
         while seen < 2 * radius + 1:
             step = min(seen, 2 * radius + 1 - seen)
-            planes = combine(planes[:, step:], planes[:, :-step]) if axis == 1 else combine(
-                planes[:, :, step:], planes[:, :, :-step]
+            planes = (
+                combine(planes[:, step:], planes[:, :-step])
+                if axis == 1
+                else combine(planes[:, :, step:], planes[:, :, :-step])
             )
             seen += step
     return planes
@@ -324,7 +326,7 @@ def _in_strips(work: Callable[[int, int], None], height: int, width: int, thread
     rows = max(1, STRIP_PIXELS // width)
     tops = range(0, height, rows)
     bottoms = [min(top + rows, height) for top in tops]
-    if threads == 1 or len(tops) < MTH:
+    if threads == 1 or len(tops) < THREADS_FROM_STRIPS:
         for top, bottom in zip(tops, bottoms, strict=True):
             work(top, bottom)
     else:

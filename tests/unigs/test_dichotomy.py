@@ -6,9 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
+from sklearn.cluster import KMeans
 
-from unigs.dichotomy import decode_colormap, dichotomy, rgb_to_lab
+from benchmarks.colormaps import make_sample, match
+from unigs.dichotomy import decode_colormap, decode_colormaps, dichotomy
 from unigs.palette import LocationAwarePalette
+from unigs.pipeline import UniGSPipeline
+from unigs.splitting import features, rgb_to_lab, two_means
 
 
 @st.composite
@@ -169,16 +173,75 @@ def test_a_picture_or_a_byte_tensor_is_as_good_as_an_array():
     assert (decode_colormap(torch.from_numpy(colormap)).labels == expected).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (7, 7), (13, 31)])
-def test_maps_of_any_size_and_content_decode_to_something_valid(size):
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
-    gradient = np.linspace(0, 255, size[0] * size[1] * 3).reshape(*size, 3).astype(np.uint8)
-    for colormap in (noise, gradient):
-        entities = decode_colormap(colormap, keep_background=True)
-        assert entities.labels.shape == size
-        assert entities.labels.min() == 1
-        assert entities.areas.sum() == size[0] * size[1]
-        assert decode_colormap(colormap, min_area=5).labels.shape == size
+@st.composite
+def colormaps(draw):
+    """Maps of every kind: noise, gradients, flat or noisy patches, of any size from one pixel on."""
+    height, width = draw(st.integers(1, 48)), draw(st.integers(1, 48))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["noise", "gradient", "patches", "speckles", "one colour"]))
+    sigma = draw(st.sampled_from([0, 1, 4, 15]))
+    if kind == "noise":
+        picture = rng.integers(0, 256, (height, width, 3)).astype(float)
+    elif kind == "gradient":
+        picture = rng.normal(0, 3, (height, width, 3)).cumsum(axis=0) + 128
+    elif kind == "patches":
+        patches = rng.integers(0, 256, (3, 3, 3))
+        picture = np.kron(patches, np.ones((height // 3 + 1, width // 3 + 1, 1)))[:height, :width]
+    elif kind == "speckles":
+        picture = rng.integers(0, 256, (4, 3))[rng.integers(0, 4, (height, width))].astype(float)
+    else:
+        picture = np.broadcast_to(rng.integers(0, 256, 3), (height, width, 3)).astype(float)
+    return (picture + rng.normal(0, sigma, picture.shape)).round().clip(0, 255).astype(np.uint8)
+
+
+def first_pixels(labels):
+    """The label map with every label replaced by the place of its first pixel: equal for equal partitions."""
+    _, first, index = np.unique(labels, return_index=True, return_inverse=True)
+    return first[index].reshape(labels.shape)
+
+
+TURNS = {
+    "flipped left to right": (lambda x: x[:, ::-1], lambda x: x[:, ::-1]),
+    "flipped top to bottom": (lambda x: x[::-1], lambda x: x[::-1]),
+    "turned by 90 degrees": (np.rot90, lambda x: np.rot90(x, -1)),
+    "transposed": (lambda x: x.swapaxes(0, 1), lambda x: x.swapaxes(0, 1)),
+}
+
+
+@given(colormaps(), st.sampled_from(["mean", "mean_squared"]))
+@settings(max_examples=150, deadline=None)
+def test_any_map_decodes_to_a_partition_that_turns_with_the_picture(colormap, criterion):
+    found = dichotomy(colormap, criterion=criterion)
+    assert found.clusters.shape == colormap.shape[:2]
+    assert np.unique(found.clusters).tolist() == list(range(len(found.centers)))
+    assert ((found.sureness >= 0) & (found.sureness <= 1)).all()
+    entities = decode_colormap(colormap, keep_background=True, criterion=criterion)
+    assert entities.labels.min() == 1
+    assert entities.areas.sum() == colormap.shape[0] * colormap.shape[1]
+    assert (decode_colormap(colormap, keep_background=True, criterion=criterion).labels == entities.labels).all()
+    for name, (turn, back) in TURNS.items():
+        turned = back(dichotomy(np.ascontiguousarray(turn(colormap)), criterion=criterion).clusters)
+        assert (first_pixels(turned) == first_pixels(found.clusters)).all(), name
+
+
+@given(colormaps(), st.integers(0, 40), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_option_gives_entities(colormap, min_area, components, denoise):
+    colormap = colormap[:20, :20]
+    for palette in (None, LocationAwarePalette(5)):
+        entities = decode_colormap(colormap, min_area=min_area, palette=palette, components=components, denoise=denoise)
+        assert entities.labels.shape == colormap.shape[:2]
+    nearest = decode_colormap(colormap, criterion="nearest", palette=palette, denoise=denoise)
+    assert len(nearest) <= 25
+
+
+@pytest.mark.parametrize("seed, entities", [(0, 16), (1, 40)])
+def test_real_maps_turn_with_the_picture(seed, entities):
+    colormap = make_sample(seed, entities, (181, 256), 6).colormap
+    expected = first_pixels(dichotomy(colormap).clusters)
+    for name, (turn, back) in TURNS.items():
+        turned = back(dichotomy(np.ascontiguousarray(turn(colormap))).clusters)
+        assert (first_pixels(turned) == expected).all(), name
 
 
 @pytest.mark.parametrize(
@@ -191,6 +254,10 @@ def test_maps_of_any_size_and_content_decode_to_something_valid(size):
         (np.zeros((1, 4, 4, 3), np.uint8), "one picture"),
         (np.zeros((4, 4), np.uint8), r"one picture \(H, W, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), r"\(H, W, 3\)"),
+        (np.full((4, 4, 3), np.nan), "uint8"),
+        (np.zeros((4, 4, 3), np.uint16), "got uint16"),
+        (Image.new("I;16", (4, 4)), "8 bits a channel .* mode I;16"),
+        (Image.new("F", (4, 4)), "mode F"),
     ],
 )
 def test_other_layouts_are_errors(colormap, message):
@@ -205,7 +272,10 @@ def test_other_layouts_are_errors(colormap, message):
         ({"delta": float("nan")}, "delta"),
         ({"min_area": -1}, "must not be negative"),
         ({"background_radius": -1}, "must not be negative"),
-        ({"criterion": "manhattan"}, "euclidean, squared"),
+        ({"criterion": "manhattan"}, "mean, mean_squared, nearest"),
+        ({"criterion": "nearest"}, "needs a palette"),
+        ({"palette": np.zeros((3, 4), np.uint8)}, r"uint8 colours \(K, 3\), got uint8 \(3, 4\)"),
+        ({"palette": np.zeros((3, 3))}, "float64"),
     ],
 )
 def test_wrong_arguments_are_errors(arguments, message):
@@ -223,8 +293,8 @@ def test_the_tree_starts_with_everything_and_every_split_shrinks_the_distance():
     assert {int(node.leaves[0]) for node in ends} == set(root.leaves.tolist())
     assert max(node.distance for node in ends) < root.distance
     assert len(found.centers) == 10 == found.clusters.max() + 1
-    assert not found.flat
-    assert dichotomy(clean).flat
+    assert found.sureness.min() < 1
+    assert (dichotomy(clean).sureness == 1).all()
 
 
 def test_lab_of_known_colours():
@@ -234,8 +304,206 @@ def test_lab_of_known_colours():
     np.testing.assert_allclose(rgb_to_lab(colors), expected, atol=0.02)
 
 
-def test_noise_has_the_mean_distance_that_delta_is_compared_with():
+# The mean 6-D distance of white noise of this sigma on a flat patch.
+@pytest.mark.parametrize("sigma, distance", [(2, 3.6), (5, 8.9), (6, 10.7), (8, 14.2)])
+def test_delta_is_the_mean_distance_of_the_plain_dichotomy(sigma, distance):
+    patch = paint_badly(np.full((64, 64, 3), (192, 128, 64), np.uint8), sigma)
+    root = dichotomy(patch, denoise=False).tree[0]
+    assert root.distance == pytest.approx(distance, abs=0.35)
+    assert len(dichotomy(patch, delta=root.distance * 1.001, denoise=False).tree) == 1
+    assert len(dichotomy(patch, delta=root.distance * 0.999, denoise=False).tree) > 1
+    assert len(dichotomy(patch, delta=10, denoise=False).tree) == 1 or distance > 10
+    assert len(dichotomy(patch).tree) == 1
+
+
+def test_the_mean_squared_reading_splits_sooner():
+    patch = paint_badly(np.full((64, 64, 3), 128, np.uint8), sigma=3)
+    assert len(decode_colormap(patch, denoise=False)) == 1
+    assert len(decode_colormap(patch, criterion="mean_squared", denoise=False)) > 10
+    assert len(decode_colormap(patch, delta=1000, criterion="mean_squared", denoise=False)) == 1
+
+
+def dichotomy_of_pixels(pixels, delta=10.0):
+    """The recursion on every single pixel, by scikit-learn: sets of pixel numbers."""
+    points = features(pixels.reshape(-1, 3).astype(float))
+    parts, stack = [], [np.arange(len(points))]
+    while stack:
+        members = stack.pop()
+        if np.linalg.norm(points[members] - points[members].mean(axis=0), axis=1).mean() <= delta:
+            parts.append(members)
+            continue
+        side = KMeans(2, n_init=10, random_state=0, tol=0).fit_predict(points[members]) > 0
+        stack += [members[side], members[~side]]
+    return {part.tobytes() for part in parts}
+
+
+@pytest.mark.parametrize("entities", [3, 12, 24])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_histogram_gives_what_the_pixels_themselves_give(entities, seed):
+    colormap = make_sample(seed, entities, (96, 96), None).colormap
+    clusters = dichotomy(colormap, denoise=False).clusters.ravel()
+    found = {np.flatnonzero(clusters == k).tobytes() for k in range(clusters.max() + 1)}
+    assert found == dichotomy_of_pixels(colormap)
+
+
+def two_cluster_problems():
     rng = np.random.default_rng(0)
-    colors = 128 + rng.normal(0, 6, (50_000, 3))
-    features = np.concatenate([colors, rgb_to_lab(colors)], axis=1)
-    assert np.linalg.norm(features - features.mean(axis=0), axis=1).mean() == pytest.approx(11.1, abs=0.2)
+    for number in range(80):
+        count = int(rng.integers(2, 300))
+        if number % 4 == 0:
+            colors = rng.uniform(0, 255, (count, 3))
+        elif number % 4 == 1:
+            hubs = rng.uniform(0, 255, (rng.integers(2, 9), 3))
+            colors = (hubs[rng.integers(0, len(hubs), count)] + rng.normal(0, 8, (count, 3))).clip(0, 255)
+        elif number % 4 == 2:
+            colors = rng.choice([0.0, 64, 128, 192, 255], (count, 3))
+        else:
+            colors = rng.integers(0, 4, (count, 3)) * 8.0 + 100
+        colors = np.unique(colors, axis=0)
+        if len(colors) > 1:
+            yield colors, np.exp(rng.normal(0, 1.5, len(colors)))
+
+
+def test_no_k_means_finds_a_better_split():
+    for colors, weights in two_cluster_problems():
+        points = features(colors)
+        points -= weights @ points / weights.sum()
+        side = two_means(points, weights)
+        assert side.any()
+        assert not side.all()
+        means = [weights[part] @ points[part] / weights[part].sum() for part in (side, ~side)]
+        ours = weights @ ((points - np.where(side[:, None], *means)) ** 2).sum(axis=1)
+        oracle = KMeans(2, n_init=20, random_state=0, tol=0).fit(points, sample_weight=weights).inertia_
+        assert ours <= oracle * 1.001 + 1e-6
+
+
+def quality(samples, **options):
+    """Mean IoU, F1 at IoU 0.75, and the share of maps with one entity too many or too few at most."""
+    ious, f1, close = [], [], []
+    for sample in samples:
+        iou, found = match(decode_colormap(sample.colormap, **options).labels, sample.labels)
+        ious.append(iou.mean())
+        f1.append(2 * (iou >= 0.75).sum() / (found + len(iou)))
+        close.append(abs(found - len(iou)) <= 1)
+    return np.mean(ious), np.mean(f1), np.mean(close)
+
+
+@pytest.mark.parametrize("sigma", [2, 6, 12])
+def test_noisy_maps_of_one_to_forty_entities(sigma):
+    samples = [make_sample(seed, n, (512, 512), sigma) for n in (1, 4, 16, 40) for seed in (2, 3)]
+    iou, f1, close = quality(samples)
+    assert iou >= 0.98
+    assert f1 >= 0.99
+    assert close >= 7 / 8
+
+
+@pytest.mark.parametrize("damage, sigma", [("moved", 6), ("correlated", 6), ("jpeg", 2), ("jpeg", 6), ("resized", 6)])
+def test_other_damages(damage, sigma):
+    samples = [make_sample(seed, n, (512, 512), sigma, damage) for n in (4, 16, 40) for seed in (2, 3)]
+    iou, f1, _ = quality(samples)
+    assert iou >= 0.95
+    assert f1 >= 0.95
+
+
+def test_a_large_map_is_decoded_as_well():
+    iou, f1, close = quality([make_sample(1, 40, (1024, 1280), 6)])
+    assert iou >= 0.98
+    assert f1 == 1
+    assert close == 1
+
+
+def test_maps_that_went_through_the_bundled_autoencoder():
+    pipe = UniGSPipeline.from_pretrained()
+    f1 = []
+    for seed in (2, 3, 4, 5):
+        for n in (1, 4, 16):
+            sample = make_sample(seed, n, (512, 512), None)
+            masks = sample.labels == np.arange(1, n + 1)[:, None, None]
+            picture = torch.from_numpy(pipe.palette.encode(masks)).permute(2, 0, 1)[None] / 127.5 - 1
+            with torch.no_grad():
+                painted = pipe.vae.decode(pipe.vae.encode(picture).latents).sample
+            colormap = ((painted[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+            iou, found = match(decode_colormap(colormap).labels, sample.labels)
+            f1.append(2 * (iou >= 0.75).sum() / (found + n))
+    assert np.mean(f1) >= 0.97
+
+
+def test_scores_rank_good_entities_before_bad_ones():
+    coco, evaluate = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "entity"}]}
+    results = []
+    for number, (seed, sigma) in enumerate((s, sigma) for s in (2, 4, 6) for sigma in (6, 14)):
+        sample = make_sample(seed, 40, (256, 256), sigma)
+        truth["images"].append({"id": number, "height": 256, "width": 256})
+        true = decode_colormap(make_sample(seed, 40, (256, 256), None).colormap)
+        for mask, area, box in zip(true.to_coco_rle(), true.areas.tolist(), true.boxes.tolist(), strict=True):
+            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            fields = {"id": len(truth["annotations"]) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            truth["annotations"].append({**fields, "segmentation": mask, "area": area, "bbox": bbox})
+        found = decode_colormap(sample.colormap)
+        for mask, score in zip(found.to_coco_rle(), found.scores.tolist(), strict=True):
+            results.append({"image_id": number, "category_id": 1, "segmentation": mask, "score": score})
+
+    def average_precision(scored):
+        dataset = coco.COCO()
+        dataset.dataset = truth
+        dataset.createIndex()
+        evaluation = evaluate.COCOeval(dataset, dataset.loadRes([dict(r) for r in scored]), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation.stats[0]
+
+    assert average_precision(results) > average_precision([{**r, "score": 1.0} for r in results]) + 0.005
+
+
+def test_clusters_of_one_palette_colour_are_one_entity():
+    colormap = np.zeros((60, 90, 3), np.uint8)
+    colormap[10:50, 10:30] = (64, 128, 192)
+    colormap[10:50, 40:60] = (64, 128, 212)
+    colormap[10:50, 70:80] = (255, 0, 0)
+    assert len(decode_colormap(colormap)) == 3
+    entities = decode_colormap(colormap, palette=LocationAwarePalette())
+    assert entities.areas.tolist() == [1600, 400]
+    given_colors = decode_colormap(colormap, palette=np.array([(64, 128, 192), (255, 0, 0)], np.uint8))
+    assert (given_colors.labels == entities.labels).all()
+
+
+def test_the_nearest_paint_needs_no_splits():
+    sample = make_sample(1, 16, (256, 256), 4)
+    palette = LocationAwarePalette()
+    found = dichotomy(sample.colormap, criterion="nearest", palette=palette)
+    assert {node.depth for node in found.tree} == {0, 1}
+    iou, count = match(decode_colormap(sample.colormap, criterion="nearest", palette=palette).labels, sample.labels)
+    assert iou.mean() > 0.9
+    assert abs(count - 16) <= 2
+
+
+def test_parts_of_one_colour_that_lie_apart_are_entities_if_asked_for():
+    colormap = np.zeros((128, 128, 3), np.uint8)
+    colormap[10:40, 10:40] = colormap[80:120, 80:120] = (255, 128, 0)
+    colormap[60:62, 10:40] = colormap[63:65, 10:40] = (0, 128, 255)  # a pixel apart is not apart
+    assert decode_colormap(colormap).areas.tolist() == [2500, 120]
+    entities = decode_colormap(colormap, components=True)
+    assert entities.areas.tolist() == [1600, 900, 120]
+    assert entities.colors.tolist() == [[255, 128, 0], [255, 128, 0], [0, 128, 255]]
+    noisy = decode_colormap(paint_badly(colormap, 6, 1), components=True)
+    assert len(noisy) == 3
+
+
+def test_a_batch_is_decoded_like_each_of_its_maps():
+    colormaps = [make_sample(seed, 8, (128, 128), 6).colormap for seed in range(6)]
+    batch = decode_colormaps(colormaps, keep_background=True, min_area=20)
+    for colormap, entities in zip(colormaps, batch, strict=True):
+        assert (decode_colormap(colormap, keep_background=True, min_area=20).labels == entities.labels).all()
+    assert decode_colormaps([]) == []
+    with pytest.raises(ValueError, match="uint8"):
+        decode_colormaps([colormaps[0], np.zeros((4, 4, 3))])
+
+
+def test_more_entities_than_the_palette_has_colours():
+    levels = np.arange(0, 256, 36)
+    colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)[1:]
+    flat = np.kron(colors.reshape(7, 73, 3), np.ones((12, 12, 1))).astype(np.uint8)
+    assert len(decode_colormap(flat)) == 511
+    assert len(decode_colormap(paint_badly(flat, 2))) >= 500
