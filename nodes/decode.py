@@ -118,19 +118,18 @@ class DichotomyDecode(io.ComfyNode):
         model: Any = None,
         components: bool = False,
     ) -> io.NodeOutput:
-        from ..unigs.dichotomy import decode_colormap
+        from ..unigs.dichotomy import dichotomy
         from ..unigs.visualize import dichotomy_tree, label_preview
 
         radius = palette_of(model).background_radius
         masks, previews, trees, counts, scores = [], [], [], [], []
         for pixels in as_colormaps(colormap, "colormap"):
             throw_exception_if_processing_interrupted()
-            entities = decode_colormap(
-                pixels, keep_background, delta, min_area, components=components, background_radius=radius
-            )
+            found = dichotomy(pixels, delta)
+            entities = found.entities(keep_background, min_area, components, radius)
             masks.append(mask_batch(entities.masks, entities.size))
             previews.append(image_of(label_preview(entities)))
-            trees.append(image_of(dichotomy_tree(pixels, delta, entities=entities)))
+            trees.append(image_of(dichotomy_tree(pixels, found=found, entities=entities)))
             counts.append(len(entities))
             scores += entities.scores.tolist() or [0.0]
         return io.NodeOutput(masks, torch.cat(previews), trees, counts, scores)

@@ -1,7 +1,7 @@
 """UniGS: one diffusion model that paints a picture and the colormap of its entities.
 
 Reading order: `pipeline` (the whole system in one call), then `tasks`, `conditions`, `unet`, `palette`,
-`coarse_mask`, `dichotomy`, `entities`, `checkpoints`, `visualize`.
+`coarse_mask`, `dichotomy` (which rests on `splitting` and `regions`), `entities`, `checkpoints`, `visualize`.
 
 Shape letters used in every file: B batch, N entities, H W pixels, h w latent pixels. Pictures are float [0, 1] BCHW
 inside the engine ([-1, 1] exists only at the VAE), masks are bool, boxes are half-open xyxy pixels, and a coarse mask
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from .coarse_mask import coarse_mask as coarse_mask
 
 if TYPE_CHECKING:
-    from .dichotomy import decode_colormap
+    from . import visualize
+    from .dichotomy import decode_colormap, decode_colormaps
     from .entities import Entities
     from .palette import LocationAwarePalette
     from .pipeline import UniGSOutput, UniGSPipeline
@@ -29,6 +30,7 @@ _HOME = {
     "Task": "tasks",
     "LocationAwarePalette": "palette",
     "decode_colormap": "dichotomy",
+    "decode_colormaps": "dichotomy",
     "Entities": "entities",
     "widen_unet": "unet",
     "UniGSPipeline": "pipeline",
@@ -42,11 +44,15 @@ __all__ = [
     "UniGSPipeline",
     "coarse_mask",
     "decode_colormap",
+    "decode_colormaps",
+    "visualize",
     "widen_unet",
 ]
 
 
 def __getattr__(name: str):
+    if name == "visualize":
+        return import_module(".visualize", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
@@ -55,4 +61,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

@@ -21,9 +21,10 @@ from PIL import Image, ImageOps
 
 from .checkpoints import bundled_model_dir
 from .coarse_mask import coarse_mask
-from .dichotomy import BACKGROUND_RADIUS, Criterion, decode_colormap
+from .dichotomy import BACKGROUND_RADIUS, decode_colormap, dichotomy
 from .entities import Entities
 from .palette import LocationAwarePalette
+from .splitting import Criterion
 from .tasks import Task
 from .visualize import contact_sheet, dichotomy_tree, overlay
 
@@ -95,23 +96,12 @@ def decode(options: argparse.Namespace) -> None:
     for name, path in _named(options.pictures).items():
         colormap = _read_picture(path, "black")
         start = time.perf_counter()
-        entities = decode_colormap(
-            colormap,
-            options.keep_background,
-            options.delta,
-            options.min_area,
-            options.criterion,
-            options.palette,
-            options.components,
-            BACKGROUND_RADIUS if options.palette is None else options.palette.background_radius,
-            options.denoise,
-        )
+        found = dichotomy(colormap, options.delta, options.criterion, options.palette, options.denoise)
+        radius = BACKGROUND_RADIUS if options.palette is None else options.palette.background_radius
+        entities = found.entities(options.keep_background, options.min_area, options.components, radius)
         seconds = time.perf_counter() - start
         _save_entities(options, name, colormap, path.name, entities, {"task": "decode", "source": str(path)}, seconds)
-        tree = dichotomy_tree(
-            colormap, options.delta, options.criterion, options.palette, options.denoise, entities=entities
-        )
-        tree.save(options.out / name / "tree.png")
+        dichotomy_tree(colormap, found=found, entities=entities).save(options.out / name / "tree.png")
 
 
 def demo(options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ from .conditions import (
     paste_known,
     unet_input,
 )
-from .dichotomy import decode_colormap
+from .dichotomy import decode_colormaps
 from .entities import Entities
 from .palette import LocationAwarePalette
 from .tasks import DEFAULT_SETTINGS, Task
@@ -291,10 +291,7 @@ class UniGSPipeline(DiffusionPipeline):
         # 7. Entities
         colormap_pixels = _to_uint8(colormaps)
         radius = self.palette.background_radius
-        entities = [
-            decode_colormap(pixels, keep_background=spec.keep_background, background_radius=radius)
-            for pixels in colormap_pixels
-        ]
+        entities = decode_colormaps(colormap_pixels, keep_background=spec.keep_background, background_radius=radius)
         self.maybe_free_model_hooks()
         if output_type == "pt":
             return UniGSOutput(images, colormaps, entities)

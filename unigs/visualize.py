@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .dichotomy import Cluster, Criterion, Dichotomy, dichotomy
-from .entities import Entities, display_colors, relabel
-from .palette import LocationAwarePalette
+from .dichotomy import Cluster, Dichotomy, dichotomy
+from .entities import Entities, display_colors
 
 INK, PAPER, GRAY = (24, 24, 28), (250, 250, 248), (110, 110, 114)
 RED, GREEN, PALE_GREEN = (214, 24, 24), (0, 140, 70), (176, 216, 190)
@@ -101,9 +100,6 @@ def contact_sheet(
 def dichotomy_tree(
     colormap: Any,
     delta: float = 10.0,
-    criterion: Criterion = "mean",
-    palette: LocationAwarePalette | np.ndarray | None = None,
-    denoise: bool = True,
     found: Dichotomy | None = None,
     entities: Entities | None = None,
     cell: int = 224,
@@ -117,8 +113,8 @@ def dichotomy_tree(
 
     Args:
         colormap: (H, W, 3) uint8, or a PIL image.
-        delta, criterion, palette, denoise: as in `decode_colormap`.
-        found: what `dichotomy` made of this colormap, where the caller has it: nothing is decoded again.
+        delta: as in `decode_colormap`.
+        found: what `dichotomy` made of this colormap, with any options: nothing is decoded again.
         entities: what the last panel shows; by default every cluster of the dichotomy, background too.
         cell: longest side of a panel in pixels.
         columns: panels side by side.
@@ -131,9 +127,8 @@ def dichotomy_tree(
     """
     if cell < 1 or columns < 1 or panels < 4:
         raise ValueError(f"cell and columns must be at least 1, panels at least 4; got {cell}, {columns}, {panels}")
-    found = dichotomy(colormap, delta, criterion, palette, denoise) if found is None else found
-    if entities is None:
-        entities = Entities.from_labels(relabel(found.clusters, np.arange(1, len(found.centers) + 1)))
+    found = dichotomy(colormap, delta) if found is None else found
+    entities = found.entities(keep_background=True) if entities is None else entities
     picture = (colormap if isinstance(colormap, Image.Image) else Image.fromarray(np.asarray(colormap))).convert("RGB")
     size = picture.height, picture.width
     if not size == found.leaves.shape == entities.size:
@@ -162,7 +157,7 @@ def dichotomy_tree(
         panel, facts = _draw_level(found.tree, leaves, stays, level, reddest)
         shown.append((panel, f"after {level} split{'' if level == 1 else 's'}{hidden}", facts))
     shown.append((_paint(labels, boxes, ids=True), "entities", _count(len(entities), "entity", "entities")))
-    return _tree_sheet(shown, reddest, max(cell, small[1]), columns)
+    return _tree_sheet(shown, reddest, found.delta, max(cell, small[1]), columns)
 
 
 def _draw_level(
@@ -206,7 +201,9 @@ def _draw_level(
     return panel, f"{facts}, up to {distances[present].max():.1f}"
 
 
-def _tree_sheet(shown: list[tuple[Image.Image, str, str]], reddest: float, cell: int, columns: int) -> Image.Image:
+def _tree_sheet(
+    shown: list[tuple[Image.Image, str, str]], reddest: float, delta: float, cell: int, columns: int
+) -> Image.Image:
     """A legend, and below it panels of one size with a title and a line of facts each."""
     font, small = _font(max(11, cell // 16)), _font(max(10, cell // 19))
     line = font.getbbox("Ag")[3] + 3
@@ -214,7 +211,7 @@ def _tree_sheet(shown: list[tuple[Image.Image, str, str]], reddest: float, cell:
     width = MARGIN + columns * (cell + MARGIN)
     ramp = Image.fromarray(np.tile(_reds(np.linspace(0, 1, min(6 * line, cell))), (line, 1, 1)))
     legend = [(ramp, f"mean distance to the centre, 0 to {reddest:.3g}")]
-    for color, text in ((GREEN, "stops here: not split further"), (PALE_GREEN, "stopped before")):
+    for color, text in ((GREEN, f"stops here (delta {delta:.3g})"), (PALE_GREEN, "stopped before")):
         swatch = np.full((line, 2 * line, 3), 255, np.uint8)
         swatch[_hatching(swatch.shape)] = color
         legend.append((Image.fromarray(swatch), text))

@@ -189,11 +189,12 @@ def test_any_map_has_a_tree(shape, kind):
     assert tree.getpixel((0, 0)) == PAPER
 
 
-def test_the_tree_takes_the_options_of_the_decoder(colormap):
+def test_the_tree_shows_a_dichotomy_of_any_options(colormap):
     palette = LocationAwarePalette()
-    nearest = dichotomy_tree(colormap, criterion="nearest", palette=palette, cell=60, columns=100)
-    assert nearest.width == 8 + 4 * 68  # one split of all
-    assert dichotomy_tree(colormap, delta=1000.0, denoise=False, cell=60, columns=100).width == 8 + 3 * 68
+    nearest = dichotomy(colormap, criterion="nearest", palette=palette)
+    assert dichotomy_tree(colormap, found=nearest, cell=60, columns=100).width == 8 + 4 * 68  # one split of all
+    plain = dichotomy(colormap, delta=1000.0, denoise=False)
+    assert dichotomy_tree(colormap, found=plain, cell=60, columns=100).width == 8 + 3 * 68
 
 
 def test_wrong_arguments_of_a_tree_are_errors(colormap):
