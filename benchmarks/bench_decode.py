@@ -125,7 +125,7 @@ def _without_black(labels: np.ndarray, colormap: np.ndarray) -> np.ndarray:
     return np.where(kept, np.cumsum(kept), 0)[labels]
 
 
-DECODERS = {
+DECODERS: dict[str, Callable[[Sample], Any]] = {
     "unigs": ours,
     "unigs, palette given": ours_with_palette,
     "np.unique with inverse (no decoder)": one_pass,
@@ -134,6 +134,26 @@ DECODERS = {
     "k-means, true number given": true_number,
     "nearest paint + components": nearest_paint,
 }
+
+
+def _on_device(device: str) -> dict[str, Callable[[Sample], Any]]:
+    """Decoding of tensors on a device, and the copy to the host that is a part of it."""
+    import torch
+
+    tensors: dict[int, torch.Tensor] = {}
+
+    def tensor(sample: Sample) -> torch.Tensor:
+        if id(sample) not in tensors:
+            tensors[id(sample)] = torch.from_numpy(sample.colormap).to(device)
+        return tensors[id(sample)]
+
+    def copy(sample: Sample) -> None:
+        tensor(sample).cpu()
+
+    return {
+        f"unigs, tensor on {device}": lambda sample: decode_colormap(tensor(sample)).labels,
+        f"the copy from {device} alone": copy,
+    }
 
 
 def main() -> None:
@@ -148,8 +168,12 @@ def main() -> None:
     )
     parser.add_argument("--damage", choices=DAMAGES, default="noise")
     parser.add_argument("--only", nargs="+", choices=DECODERS, default=list(DECODERS), metavar="DECODER")
+    parser.add_argument("--device", help="also tensors on this device (cuda), and what their copy to the host costs")
     parser.add_argument("--repeat", type=int, default=5, help="times that fast decoders run on each map")
     options = parser.parse_args()
+    if options.device:
+        DECODERS.update(_on_device(options.device))
+        options.only += [name for name in DECODERS if name not in options.only and options.device in name]
     sigma = None if options.sigma < 0 else options.sigma
     samples = [
         make_sample(seed, n, tuple(options.size), sigma, options.damage)
@@ -177,7 +201,7 @@ def main() -> None:
                 if best > 0.5:
                     break
             times.append(best)
-            if decode is not one_pass:
+            if labels is not None and decode is not one_pass:
                 iou, count = match(labels, sample.labels)
                 ious.append(iou.mean())
                 f1.append(2 * (iou >= 0.75).sum() / (count + len(iou)))
