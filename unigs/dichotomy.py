@@ -6,9 +6,9 @@ figure 1 of the supplementary). Noise, drifting colours and blurred borders of a
 them are shared out afterwards, and clusters that touch without an edge between them are put together again.
 """
 
-import os
+import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -41,7 +41,6 @@ RING_COMPACTNESS, RING_SIDE, RING_DISTANCE = 0.3, 0.1, 25.0
 MERGE_DISTANCE = 30.0
 # Parts of one colour are two entities if at least this far apart, as a share of the picture's shorter side.
 COMPONENT_GAP = 1 / 64
-MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,17 @@ def decode_colormaps(
     components: bool = False,
     background_radius: float = BACKGROUND_RADIUS,
     denoise: bool = True,
+    processes: int = 1,
 ) -> list[Entities]:
-    """`decode_colormap` of each of a batch of colormaps, several at a time: one thread a core."""
+    """`decode_colormap` of each of a batch of colormaps.
+
+    Args:
+        processes: how many work at a time. Threads would not help, as Python lets one of them work at a time. New
+            processes take about a second to start (and as `multiprocessing` says, the calling script needs its
+            `if __name__ == "__main__"`), so they are worth it from some hundred maps on.
+    """
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
     decode = partial(
         decode_colormap,
         keep_background=keep_background,
@@ -156,8 +164,12 @@ def decode_colormaps(
         background_radius=background_radius,
         denoise=denoise,
     )
-    with ThreadPoolExecutor(_threads()) as pool:
-        return list(pool.map(decode, colormaps))
+    if processes == 1:
+        return [decode(colormap) for colormap in colormaps]
+    checked = [_check_colormap(colormap) for colormap in colormaps]
+    context = multiprocessing.get_context("spawn")  # a forked process may hang in the threads of torch
+    with ProcessPoolExecutor(processes, context) as pool:
+        return list(pool.map(decode, checked, chunksize=max(1, len(checked) // (4 * processes))))
 
 
 def dichotomy(
@@ -211,10 +223,6 @@ def _check_palette(palette: LocationAwarePalette | np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((1, 3)), colors])
 
 
-def _threads() -> int:
-    return min(os.cpu_count() or 1, MOST_THREADS)
-
-
 def _unique_colors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The K colours (K, 3) float64 of a map, and the number (H, W) of each pixel's."""
     code = np.zeros(pixels.shape[:2], np.int32)
@@ -258,7 +266,7 @@ def _plain(
 def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
     """The dichotomy of what lies inside the regions of a noisy map."""
     # 1. Smooth the noise away; let delta follow what is left.
-    regions = find_regions(pixels, _threads())
+    regions = find_regions(pixels)
     delta = max(delta, NOISE_TO_DELTA * min(regions.noise, MOST_NOISE))
 
     # 2. Split the colours inside regions, as a weighted histogram.
@@ -271,7 +279,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     label_of_bin = np.zeros(BIN_COUNT, np.uint8 if leaf.max() < 255 else np.uint16)
     label_of_bin[bins] = leaf + 1
     seeds = regions.seeds(label_of_bin)
-    compact = compact_areas(regions, seeds, leaf.max() + 1)[1:]
+    compact = compact_areas(seeds, leaf.max() + 1)[1:]
     compactness = compact / np.maximum(count_labels(seeds, leaf.max() + 1)[1:], 1)
     kept = (compact >= FEWEST_COMPACT) & (compactness >= COMPACT_SHARE)
     if not kept.any():

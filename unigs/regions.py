@@ -1,13 +1,12 @@
 """The pixels of a noisy colormap: which lie inside a region of one colour, and to which region the others belong.
 
 All sums are of whole numbers and ties are decided by values, so a flipped or turned picture gives a flipped or turned
-result, bit for bit. Large pictures are worked on in strips of rows, for the sake of memory and of several cores.
+result, bit for bit.
 
 L labels are the numbers 1..L in maps (H, W) of uint8, or uint16 where they are many; 0 is none.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,9 +30,8 @@ REACH = 8
 SMOOTHNESS = 1 << 20, 1000, 1000
 # Colours are counted at about this many places, or at all pixels of a smaller picture.
 PLACES = 1 << 16
+# Large pictures are worked on in strips of rows of about this size: temporary arrays that fit into a cache are faster.
 STRIP_PIXELS = 1 << 17
-# Fewer strips are not worth the threads.
-THREADS_FROM_STRIPS = 16
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,12 @@ class Regions:
         noise: what is left of it, a standard deviation in levels.
         inside: (H, W) bool, pixels inside a region of one colour.
         bins: (H, W) uint16, the bin of each pixel's colour.
-        threads: in which to work.
     """
 
     smooth: np.ndarray
     noise: float
     inside: np.ndarray
     bins: np.ndarray
-    threads: int
 
     @cached_property
     def grid(self) -> np.ndarray:
@@ -82,7 +78,7 @@ class Regions:
         return seeds
 
 
-def find_regions(pixels: np.ndarray, threads: int = 1) -> Regions:
+def find_regions(pixels: np.ndarray) -> Regions:
     """Smooths the noise of a colormap (H, W, 3) uint8 away, and finds the insides of its regions."""
     height, width = pixels.shape[:2]
     edge = 4 + len(SMOOTH_FROM)  # what the filters below take off at most
@@ -94,7 +90,7 @@ def find_regions(pixels: np.ndarray, threads: int = 1) -> Regions:
     smooth = np.empty((3, height, width), np.uint8)
     inside, bins = np.empty((height, width), bool), np.empty((height, width), np.uint16)
 
-    def sort(top: int, bottom: int) -> None:
+    for top, bottom in _strips(height, width):
         planes = raw[:, top : bottom + 2 * (4 + radius)]
         if radius:
             planes = np.stack([_soften(plane, radius) for plane in planes])
@@ -110,9 +106,7 @@ def find_regions(pixels: np.ndarray, threads: int = 1) -> Regions:
         for plane in core:
             code <<= 8 - BIN_BITS
             code |= plane >> BIN_BITS
-
-    _in_strips(sort, height, width, threads)
-    return Regions(smooth, noise_of(smooth, lag=2 * radius + 2), inside, bins, threads)
+    return Regions(smooth, noise_of(smooth, lag=2 * radius + 2), inside, bins)
 
 
 def colors_of_bins(bins: np.ndarray) -> np.ndarray:
@@ -122,20 +116,18 @@ def colors_of_bins(bins: np.ndarray) -> np.ndarray:
     return (levels + 0.5) * (1 << BIN_BITS) - 0.5
 
 
-def compact_areas(regions: Regions, seeds: np.ndarray, count: int) -> np.ndarray:
+def compact_areas(seeds: np.ndarray, count: int) -> np.ndarray:
     """Pixels (L + 1,) of each label 0..L = count whose four neighbours have the same label."""
     height, width = seeds.shape
     padded = np.pad(seeds, 1)
     alike = np.empty((height, width), bool)
 
-    def compare(top: int, bottom: int) -> None:
+    for top, bottom in _strips(height, width):
         middle = padded[top + 1 : bottom + 1, 1:-1]
         same = np.equal(padded[top:bottom, 1:-1], middle, out=alike[top:bottom])
         same &= padded[top + 2 : bottom + 2, 1:-1] == middle
         same &= padded[top + 1 : bottom + 1, :-2] == middle
         same &= padded[top + 1 : bottom + 1, 2:] == middle
-
-    _in_strips(compare, height, width, regions.threads)
     return count_labels(seeds * alike, count)
 
 
@@ -151,7 +143,7 @@ def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.nda
     labels = seeds.copy()
     levels = np.concatenate([np.full((1, 3), 1000), colors]).round().astype(np.int32).T.copy()  # (3, L + 1)
 
-    def fill(top: int, bottom: int) -> None:
+    for top, bottom in _strips(height, width):
         first, last = max(top - REACH, 0), min(bottom + REACH, height)
         sides = [side[top - first : bottom - first] for side in _first_met(seeds[first:last])]
         sides += [side.T for side in _first_met(seeds[top:bottom].T)]
@@ -159,8 +151,6 @@ def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.nda
         met = [side.ravel().take(band) for side in sides]
         pixels = _colors_at(regions.smooth[:, top:bottom], band)
         labels[top:bottom].reshape(-1)[band] = _best(met, [0] * 4, pixels, levels)
-
-    _in_strips(fill, height, width, regions.threads)
     lone = np.flatnonzero(labels == 0)  # nothing near: the label of the nearest colour
     if len(lone):
         bins, index = np.unique(regions.bins.ravel().take(lone), return_inverse=True)
@@ -180,12 +170,10 @@ def _relax(regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.n
     padded = np.pad(labels, 1, mode="edge")
     mixed = np.empty((height, width), bool)
 
-    def compare(top: int, bottom: int) -> None:
+    for top, bottom in _strips(height, width):
         strip = padded[None, top : bottom + 2]
         np.not_equal(_around(strip, 1, np.minimum)[0], _around(strip, 1, np.maximum)[0], out=mixed[top:bottom])
         mixed[top:bottom] &= seeds[top:bottom] == 0
-
-    _in_strips(compare, height, width, regions.threads)
     place = np.flatnonzero(mixed)
     pixels = _colors_at(regions.smooth, place)
     middle = place + 2 * (place // width) + width + 3  # in the padded labels
@@ -321,14 +309,7 @@ def _around(planes: np.ndarray, radius: int, combine: Callable) -> np.ndarray:
     return planes
 
 
-def _in_strips(work: Callable[[int, int], None], height: int, width: int, threads: int) -> None:
-    """Calls work(top, bottom) for strips of rows, in `threads` threads."""
+def _strips(height: int, width: int) -> list[tuple[int, int]]:
+    """The first row of each strip, and the row after its last."""
     rows = max(1, STRIP_PIXELS // width)
-    tops = range(0, height, rows)
-    bottoms = [min(top + rows, height) for top in tops]
-    if threads == 1 or len(tops) < THREADS_FROM_STRIPS:
-        for top, bottom in zip(tops, bottoms, strict=True):
-            work(top, bottom)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, tops, bottoms))
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]

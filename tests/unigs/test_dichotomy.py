@@ -491,14 +491,17 @@ def test_parts_of_one_colour_that_lie_apart_are_entities_if_asked_for():
     assert len(noisy) == 3
 
 
-def test_a_batch_is_decoded_like_each_of_its_maps():
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_batch_is_decoded_like_each_of_its_maps(processes):
     colormaps = [make_sample(seed, 8, (128, 128), 6).colormap for seed in range(6)]
-    batch = decode_colormaps(colormaps, keep_background=True, min_area=20)
+    batch = decode_colormaps(iter(colormaps), keep_background=True, min_area=20, processes=processes)
     for colormap, entities in zip(colormaps, batch, strict=True):
         assert (decode_colormap(colormap, keep_background=True, min_area=20).labels == entities.labels).all()
     assert decode_colormaps([]) == []
     with pytest.raises(ValueError, match="uint8"):
-        decode_colormaps([colormaps[0], np.zeros((4, 4, 3))])
+        decode_colormaps([colormaps[0], np.zeros((4, 4, 3))], processes=processes)
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        decode_colormaps(colormaps, processes=0)
 
 
 def test_more_entities_than_the_palette_has_colours():
