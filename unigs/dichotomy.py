@@ -10,7 +10,7 @@ import multiprocessing
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, get_args
 
 import numpy as np
@@ -50,7 +50,7 @@ class Dichotomy:
     Attributes:
         leaves: (H, W) whole numbers, the leaf of each pixel.
         tree: every node, depth first.
-        clusters: (H, W) whole numbers, the cluster 0..K-1 of each pixel.
+        cluster_of_leaf: (L,) int64, the cluster 0..K-1 of each leaf.
         centers: (K, 3) float64, the mean RGB (0-255) of each cluster.
         sureness: (K,) float64 in [0, 1], how sure the pixels of each cluster are of it, see `decode_colormap`.
         delta: clusters whose mean distance is no larger were not split; raised where the map's noise is larger.
@@ -58,10 +58,15 @@ class Dichotomy:
 
     leaves: np.ndarray
     tree: list[Cluster]
-    clusters: np.ndarray
+    cluster_of_leaf: np.ndarray
     centers: np.ndarray
     sureness: np.ndarray
     delta: float
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """(H, W) whole numbers, the cluster 0..K-1 of each pixel."""
+        return relabel(self.leaves, self.cluster_of_leaf.astype(self.leaves.dtype))
 
     def entities(
         self,
@@ -77,7 +82,11 @@ class Dichotomy:
             )
         kept = (np.linalg.norm(self.centers, axis=1) >= background_radius) | keep_background
         number = np.where(kept, np.cumsum(kept), 0).astype(np.min_scalar_type(len(kept)))  # 0 = background
-        labels, centers, scores = relabel(self.clusters, number), self.centers[kept], self.sureness[kept]
+        labels, centers, scores = (
+            relabel(self.leaves, number.take(self.cluster_of_leaf)),
+            self.centers[kept],
+            self.sureness[kept],
+        )
         if components:
             labels, origin = _components(labels)
             centers, scores = centers[origin], scores[origin]
@@ -260,7 +269,7 @@ def _plain(
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     cluster_of_color = cluster.take(leaf)
     sureness = _sureness(colors, np.arange(len(colors)), cluster_of_color, weights, centers)
-    return Dichotomy(relabel(index, leaf), tree, relabel(index, cluster_of_color), centers, sureness, delta)
+    return Dichotomy(relabel(index, leaf), tree, cluster, centers, sureness, delta)
 
 
 def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
@@ -302,9 +311,9 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     else:
         cluster = _merge(borders, flat_borders, centers, delta, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
-    clusters = relabel(leaves, cluster.astype(leaves.dtype))
-    sureness = _sureness_of_places(regions, bins, sums / weights[:, None], clusters, centers)
-    return Dichotomy(leaves, tree, clusters, centers, sureness, delta)
+    clusters = cluster.take(leaves.ravel().take(regions.grid))
+    sureness = _sureness_of_grid(regions, bins, sums / weights[:, None], clusters, centers)
+    return Dichotomy(leaves, tree, cluster, centers, sureness, delta)
 
 
 def _centers(label: np.ndarray, sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -361,15 +370,15 @@ def _merge(
         cluster = lowest
 
 
-def _sureness_of_places(
+def _sureness_of_grid(
     regions: Regions, bins: np.ndarray, means: np.ndarray, clusters: np.ndarray, centers: np.ndarray
 ) -> np.ndarray:
-    """`_sureness`, over the grid of counted pixels; `means` (K, 3) are the colours of the bins (K,) inside regions."""
+    """`_sureness` of the pixels of the grid, in clusters (G,); `means` (K, 3) are the colours of the bins (K,) in use."""
     colors = colors_of_bins(np.arange(BIN_COUNT))
     colors[bins] = means
     pair = regions.bins.ravel().take(regions.grid).astype(np.int64)
     pair *= len(centers)
-    pair += clusters.ravel().take(regions.grid)
+    pair += clusters
     weights = np.bincount(pair)
     seen = np.flatnonzero(weights)
     color, cluster = np.divmod(seen, len(centers))

@@ -25,9 +25,8 @@ BIN_BITS = 4
 BIN_COUNT = 1 << 3 * (8 - BIN_BITS)
 # A pixel between regions takes the label of an inside pixel less than this far away in its row or column.
 REACH = 8
-# How much another neighbour of the same label is worth, in squared levels of colour: first the neighbours decide alone,
-# and the colour between equals, then both count.
-SMOOTHNESS = 1 << 20, 1000, 1000
+# How much another neighbour of the same label is worth, in squared levels of colour, in so many rounds.
+SMOOTHNESS, ROUNDS = 1000, 2
 # Colours are counted at about this many places, or at all pixels of a smaller picture.
 PLACES = 1 << 16
 # Large pictures are worked on in strips of rows of about this size: temporary arrays that fit into a cache are faster.
@@ -164,7 +163,7 @@ def _relax(regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.n
     """Labels in which each pixel without a seed has that label of its 3 x 3 neighbours which suits it best.
 
     These are rounds of iterated conditional modes (Besag 1986) at the pixels between labels: squared distance of
-    colours, less the round's smoothness for every neighbour of the same label.
+    colours, less SMOOTHNESS for every neighbour of the same label.
     """
     height, width = labels.shape
     padded = np.pad(labels, 1, mode="edge")
@@ -178,11 +177,11 @@ def _relax(regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.n
     pixels = _colors_at(regions.smooth, place)
     middle = place + 2 * (place // width) + width + 3  # in the padded labels
     neighbours = [y * (width + 2) + x for y in (-1, 0, 1) for x in (-1, 0, 1)]
-    for smoothness in SMOOTHNESS:
+    for _ in range(ROUNDS):
         around = np.stack([padded.ravel().take(middle + step) for step in neighbours])  # (9, P)
         # Hardly ever are there more than two labels around.
         candidates = [around.min(axis=0), around.max(axis=0), around[4]]
-        votes = [smoothness * (around == label).sum(axis=0, dtype=np.int8).astype(np.int32) for label in candidates]
+        votes = [SMOOTHNESS * (around == label).sum(axis=0, dtype=np.int8).astype(np.int32) for label in candidates]
         padded.reshape(-1)[middle] = _best(candidates, votes, pixels, levels)
         _pad_edges(padded)
     return padded[1:-1, 1:-1]
