@@ -373,7 +373,7 @@ def _merge(
 def _sureness_of_grid(
     regions: Regions, bins: np.ndarray, means: np.ndarray, clusters: np.ndarray, centers: np.ndarray
 ) -> np.ndarray:
-    """`_sureness` of the pixels of the grid, in clusters (G,); `means` (K, 3) are the colours of the bins (K,) in use."""
+    """`_sureness` of the pixels of the grid, in clusters (G,); `means` (K, 3) are the colours of the used bins (K,)."""
     colors = colors_of_bins(np.arange(BIN_COUNT))
     colors[bins] = means
     pair = regions.bins.ravel().take(regions.grid).astype(np.int64)
