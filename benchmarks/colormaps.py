@@ -35,10 +35,12 @@ def make_sample(seed: int, entities: int, size: tuple[int, int], sigma: float | 
     """
     rng = np.random.default_rng([seed, entities, *size])
     draw = _shapes if seed % 2 == 0 or entities == 1 else _mosaic
-    while True:
+    for _ in range(1000):
         labels = draw(rng, entities, size)
         if np.bincount(labels.ravel(), minlength=entities + 1)[1:].min() >= size[0] * size[1] / 2500:
             break
+    else:
+        raise ValueError(f"{entities} entities do not fit into {size[0]} x {size[1]} pixels: ask for fewer")
     masks = labels == np.arange(1, entities + 1)[:, None, None]
     palette = LocationAwarePalette()
     if damage == "moved":

@@ -52,14 +52,14 @@ class DichotomyDecode(io.ComfyNode):
                     step=0.5,
                     round=0.1,
                     tooltip="A part is split while its colours lie further from their mean than this, on average "
-                    "(colour levels of 0-255). Smaller: more entities.",
+                    "(colour levels of 0-255). Smaller: more entities, as far as an edge can be seen between them.",
                 ),
                 io.Int.Input(
                     "min_area",
                     default=0,
                     min=0,
                     max=2**31 - 1,
-                    tooltip="Entities of fewer pixels are left out.",
+                    tooltip="Entities of fewer pixels go to what surrounds them.",
                 ),
                 io.Boolean.Input(
                     "keep_background",

@@ -18,8 +18,9 @@ from PIL import Image
 
 from .entities import Entities, count_labels, relabel
 from .palette import LocationAwarePalette
+from .parts import split_components, without_small
 from .regions import BIN_COUNT, Regions, colors_of_bins, compact_areas, find_regions, share_out
-from .splitting import FAR, Cluster, Criterion, distances, divide, features, one_paint
+from .splitting import Cluster, Criterion, distances, divide, features, nearest_two, one_paint
 
 # Half-way from black to the darkest colour of the palette with levels 0, 64, 128, 192, 255.
 BACKGROUND_RADIUS = 32.0
@@ -39,11 +40,9 @@ RING_COMPACTNESS, RING_SIDE, RING_DISTANCE = 0.3, 0.1, 25.0
 # Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
 # common border runs where the picture is flat.
 MERGE_DISTANCE = 30.0
-# Parts of one colour are two entities if at least this far apart, as a share of the picture's shorter side.
-COMPONENT_GAP = 1 / 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dichotomy:
     """A colormap's tree of splits, and the K clusters that its leaves make up.
 
@@ -53,7 +52,8 @@ class Dichotomy:
         cluster_of_leaf: (L,) int64, the cluster 0..K-1 of each leaf.
         centers: (K, 3) float64, the mean RGB (0-255) of each cluster.
         sureness: (K,) float64 in [0, 1], how sure the pixels of each cluster are of it, see `decode_colormap`.
-        delta: clusters whose mean distance is no larger were not split; raised where the map's noise is larger.
+        delta: the mean distance (root mean square for the criterion "mean_squared") that clusters were split above;
+            raised where the map's noise is larger.
     """
 
     leaves: np.ndarray
@@ -82,16 +82,13 @@ class Dichotomy:
             )
         kept = (np.linalg.norm(self.centers, axis=1) >= background_radius) | keep_background
         number = np.where(kept, np.cumsum(kept), 0).astype(np.min_scalar_type(len(kept)))  # 0 = background
-        labels, centers, scores = (
-            relabel(self.leaves, number.take(self.cluster_of_leaf)),
-            self.centers[kept],
-            self.sureness[kept],
-        )
+        labels = relabel(self.leaves, number.take(self.cluster_of_leaf))
+        centers, scores = self.centers[kept], self.sureness[kept]
         if components:
-            labels, origin = _components(labels)
+            labels, origin = split_components(labels)
             centers, scores = centers[origin], scores[origin]
         if min_area > 1:
-            labels = _without_small(labels, min_area)
+            labels = without_small(labels, min_area)
         return Entities.from_labels(labels, centers.round().clip(0, 255).astype(np.uint8), scores)
 
 
@@ -103,18 +100,20 @@ def decode_colormap(
     criterion: Criterion = "mean",
     palette: LocationAwarePalette | np.ndarray | None = None,
     components: bool = False,
-    background_radius: float = BACKGROUND_RADIUS,
+    background_radius: float | None = None,
     denoise: bool = True,
 ) -> Entities:
     """The entities of a colormap.
 
-    A map of flat colours, all further apart than delta, comes back exactly, down to entities of a single pixel.
+    A map of flat colours, all further apart than delta (RGB), comes back exactly, down to entities of a single pixel.
 
     Args:
-        colormap: (H, W, 3) uint8: an array, a torch tensor (on any device) or a PIL image.
+        colormap: (H, W, 3) uint8: an array, a torch tensor (on any device) or a PIL image, transparent parts of which
+            are background.
         keep_background: whether background is an entity too (entity segmentation); else it is label 0.
         delta: a cluster is split while the mean distance of its colours to their centre is larger than this, in the
-            6-D space of RGB (0-255) and CIE Lab. Raised where the map's own noise is larger.
+            6-D space of RGB (0-255) and CIE Lab. Raised where the map's own noise is larger; and on a map that is not
+            flat, clusters nearer than 30 to each other stay one where no edge is seen between them.
         min_area: entities of fewer pixels go to what surrounds them.
         criterion: what is compared with delta: "mean", the mean distance; "mean_squared", the mean squared distance;
             "nearest" splits nothing and takes the nearest colour of the palette instead.
@@ -122,14 +121,16 @@ def decode_colormap(
             entity. Without it no colours are expected.
         components: whether parts of one colour that lie apart are entities of their own, as a palette with few colours
             needs it.
-        background_radius: a cluster is background if its centre is nearer to black than this, in RGB levels.
+        background_radius: a cluster is background if its centre is nearer to black than this, in RGB levels; by default
+            half-way to the darkest colour of the palette, 32 without one.
         denoise: whether anything is done about noise and blur. If not, this is the plain dichotomy of all colours, and
             delta is never raised.
 
     Returns:
-        Entities, largest first. The score of an entity is the mean over its pixels of `other / (own + other)`, where
-        `own` is the RGB distance of the pixel's colour to the mean colour of its cluster and `other` that to the
-        nearest other cluster: 1 for a flat colour, 1/2 half-way between two.
+        Entities, largest first. The score of an entity is the mean over the pixels of its cluster (of a noisy map, over
+        a grid of them and by their smoothed colours, in bins of 16 levels) of `other / (own + other)`, where `own` is
+        the RGB distance of the colour to the mean colour of the cluster and `other` that to the nearest other cluster,
+        or to black if that is nearer: 1 for a flat colour, 1/2 half-way between two.
 
     Raises:
         ValueError: for a float picture (how large is white?), another layout, or an argument out of range.
@@ -138,6 +139,9 @@ def decode_colormap(
     from re-implementations; what is done about noise is our own.
     """
     found = dichotomy(colormap, delta, criterion, palette, denoise)
+    if background_radius is None:
+        own = isinstance(palette, LocationAwarePalette)
+        background_radius = palette.background_radius if own else BACKGROUND_RADIUS
     return found.entities(keep_background, min_area, components, background_radius)
 
 
@@ -149,7 +153,7 @@ def decode_colormaps(
     criterion: Criterion = "mean",
     palette: LocationAwarePalette | np.ndarray | None = None,
     components: bool = False,
-    background_radius: float = BACKGROUND_RADIUS,
+    background_radius: float | None = None,
     denoise: bool = True,
     processes: int = 1,
 ) -> list[Entities]:
@@ -160,8 +164,8 @@ def decode_colormaps(
             processes take about a second to start (and as `multiprocessing` says, the calling script needs its
             `if __name__ == "__main__"`), so they are worth it from some hundred maps on.
     """
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}")
+    if processes != int(processes) or processes < 1:
+        raise ValueError(f"processes must be a whole number, at least 1, got {processes}")
     decode = partial(
         decode_colormap,
         keep_background=keep_background,
@@ -190,6 +194,10 @@ def dichotomy(
 ) -> Dichotomy:
     """The tree of splits of a colormap (H, W, 3) uint8; arguments and Raises as in `decode_colormap`."""
     pixels = _check_colormap(colormap)
+    try:
+        delta = float(delta)
+    except (TypeError, ValueError):
+        raise ValueError(f"delta must be a positive number, got {delta!r}") from None
     if not (np.isfinite(delta) and delta > 0):
         raise ValueError(f"delta must be a positive number, got {delta}")
     if criterion not in get_args(Criterion):
@@ -203,20 +211,28 @@ def dichotomy(
     if not denoise:
         return _plain(*_unique_colors(pixels), delta, criterion, paints, np.inf)
     flat = _flat_colors(pixels, delta)
-    return _robust(pixels, delta, criterion, paints) if flat is None else _plain(*flat, delta, criterion, paints, FAR)
+    # Of two colours further apart than delta, one is further than half of it from whatever is their centre.
+    return (
+        _robust(pixels, delta, criterion, paints)
+        if flat is None
+        else _plain(*flat, delta, criterion, paints, delta / 2)
+    )
 
 
 def _check_colormap(colormap: Any) -> np.ndarray:
     if isinstance(colormap, Image.Image):
         if colormap.mode not in ("RGB", "RGBA", "P", "L", "1"):
-            raise ValueError(f"a colormap must be a picture of 8 bits a channel (mode RGB), got mode {colormap.mode}")
-        colormap = colormap.convert("RGB")
-    pixels = np.asarray(colormap.detach().cpu() if hasattr(colormap, "detach") else colormap)  # a torch tensor has it
-    if pixels.dtype != np.uint8:
+            raise ValueError(f"a colormap must be a picture of mode RGB, RGBA, P, L or 1, got mode {colormap.mode}")
+        ground = Image.new("RGBA", colormap.size, "black")
+        colormap = Image.alpha_composite(ground, colormap.convert("RGBA")).convert("RGB")
+    colormap = colormap if hasattr(colormap, "dtype") else np.asarray(colormap)
+    dtype = str(colormap.dtype).removeprefix("torch.")
+    if dtype != "uint8":
         raise ValueError(
-            f"a colormap must be uint8 of shape (H, W, 3), got {pixels.dtype} {pixels.shape}. Convert one picture of a "
-            "float [0, 1] batch (B, 3, H, W) with `(batch[0].permute(1, 2, 0) * 255).round().byte()`"
+            f"a colormap must be uint8 of shape (H, W, 3), got {dtype} {tuple(colormap.shape)}. Convert one picture of "
+            "a float [0, 1] batch (B, 3, H, W) with `(batch[0].permute(1, 2, 0) * 255).round().byte()`"
         )
+    pixels = np.asarray(colormap.detach().cpu() if hasattr(colormap, "detach") else colormap)  # a torch tensor has it
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise ValueError(f"a colormap must be one picture (H, W, 3), channels last, no alpha; got {pixels.shape}")
     return pixels
@@ -296,12 +312,17 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     while True:
         number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
         leaf, compactness = number[leaf], compactness[kept]
-        tree = [Cluster(number[c.leaves][kept[c.leaves]], c.depth, c.distance) for c in tree]
+        tree = [
+            Cluster(number[node.leaves][kept[node.leaves]], node.depth, node.distance)
+            for node in tree
+            if kept[node.leaves].any()
+        ]
         seeds = relabel(seeds, np.roll(number + 1, 1).astype(seeds.dtype))
         centers, areas = _centers(leaf, sums, weights)
         leaves = share_out(regions, seeds, centers) - seeds.dtype.type(1)
         borders, flat_borders = _borders(leaves, regions.inside, len(centers))
-        kept = ~_rings(borders, centers, compactness)
+        kept = ~_rings(borders, centers, compactness) & borders.any(axis=1)
+        kept[leaves[0, 0]] |= not borders.any()  # what has no border has no pixel, unless it has all of them
         if kept.all():
             break
 
@@ -396,54 +417,10 @@ def _sureness(
     references = centers
     if not (np.linalg.norm(centers, axis=1) < BACKGROUND_RADIUS).any():
         references = np.concatenate([centers, np.zeros((1, 3))])
-    distance = distances(colors, references)
-    closest = np.partition(distance, min(1, len(references) - 1), axis=1)[:, :2]
-    own = distance[color, cluster]
-    other = np.where(own > closest[color, 0], closest[color, 0], closest[color, -1])
-    sure = np.where(own > 0, other / np.maximum(own + other, 1e-9), 1.0)
-    return np.bincount(cluster, sure * weights, len(centers)) / np.maximum(
-        np.bincount(cluster, weights, len(centers)), 1
-    )
-
-
-def _components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (H, W) in which parts that lie apart are labels of their own, and the old label - 1 (N,) of each."""
-    ndimage = _ndimage()
-    gap = max(1.5, COMPONENT_GAP * min(labels.shape))
-    smallest = max(FEWEST_PLACES, labels.size * SMALLEST_SHARE)
-    border = int(gap)
-    result, origin = np.zeros(labels.shape, np.int32), []
-    for old, box in enumerate(ndimage.find_objects(labels)):
-        if box is None:
-            continue
-        mask = np.pad(labels[box] == old + 1, border)
-        near = ndimage.distance_transform_edt(~mask) <= gap / 2
-        parts = ndimage.label(near, np.ones((3, 3)))[0] * mask
-        areas = np.bincount(parts.ravel())[1:]
-        kept = areas >= min(smallest, areas.max())
-        number = np.append(0, np.where(kept, np.cumsum(kept), 0))[parts]
-        if not kept.all():  # crumbs go with the nearest part
-            rows, columns = ndimage.distance_transform_edt(number == 0, return_distances=False, return_indices=True)
-            number = number[rows, columns]
-        mask = mask[border:-border, border:-border]
-        result[box][mask] = number[border:-border, border:-border][mask] + len(origin)
-        origin += [old] * int(kept.sum())
-    return result, np.array(origin, np.int64)
-
-
-def _without_small(labels: np.ndarray, min_area: int) -> np.ndarray:
-    """Labels (H, W) in which those of fewer pixels, 0 excepted, went to the nearest others, if there are any."""
-    small = count_labels(labels) < min_area
-    small[0] = False
-    gone = relabel(labels, small)
-    if not gone.any() or gone.all():
-        return labels
-    rows, columns = _ndimage().distance_transform_edt(gone, return_distances=False, return_indices=True)
-    return labels[rows, columns]
-
-
-def _ndimage() -> Any:
-    """Loaded when first needed: most maps are decoded without it."""
-    from scipy import ndimage
-
-    return ndimage
+    nearest, first, second = nearest_two(colors, references)
+    own = np.linalg.norm(colors[color] - centers[cluster], axis=1)
+    other = np.where(nearest[color] == cluster, second[color], first[color])
+    sure = np.where(np.isfinite(other), other, 1) / np.where(np.isfinite(other), own + other, 1).clip(1e-9)
+    sure[own == 0] = 1
+    total = np.bincount(cluster, weights, len(centers))
+    return (np.bincount(cluster, sure * weights, len(centers)) / np.maximum(total, 1)).clip(0, 1)

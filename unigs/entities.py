@@ -130,11 +130,13 @@ class Entities:
         """
         flat = self.labels.T.ravel()  # column by column
         starts = np.concatenate([[0], 1 + np.flatnonzero(flat[1:] != flat[:-1])])
-        stops = np.append(starts[1:], flat.size)
+        spans = np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
+        owner = flat[starts]
+        order = owner.argsort(kind="stable")
+        ends = np.searchsorted(owner[order], np.arange(len(self) + 2))
         codes = []
         for number in range(1, len(self) + 1):
-            mine = flat[starts] == number
-            edges = np.stack([starts[mine], stops[mine]], axis=1).ravel()
+            edges = spans[order[ends[number] : ends[number + 1]]].ravel()
             runs = np.diff(edges, prepend=0, append=flat.size)
             runs = runs if runs[-1] else runs[:-1]
             codes.append({"size": list(self.size), "counts": _compress(runs)})

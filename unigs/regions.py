@@ -18,7 +18,8 @@ from .entities import count_labels, relabel
 SMOOTH_FROM = 3.0, 14.0
 # Inside a region the 3 x 3 neighbours differ by less than this many levels.
 FLAT_RANGE = 20
-# In thin regions blur leaves no flat pixel: there the inside differs by less than this share of what the border does.
+# In thin regions blur leaves no flat pixel: there the inside differs by less than this share of what the border within
+# three pixels does, and by less than so many levels.
 FLAT_SHARE, FLAT_SHARE_RANGE = 0.3, 50
 # Bins of 2^BIN_BITS levels a channel.
 BIN_BITS = 4
@@ -27,13 +28,13 @@ BIN_COUNT = 1 << 3 * (8 - BIN_BITS)
 REACH = 8
 # How much another neighbour of the same label is worth, in squared levels of colour, in so many rounds.
 SMOOTHNESS, ROUNDS = 1000, 2
-# Colours are counted at about this many places, or at all pixels of a smaller picture.
+# Colours are counted at up to about twice this many places, or at all pixels of a smaller picture.
 PLACES = 1 << 16
 # Large pictures are worked on in strips of rows of about this size: temporary arrays that fit into a cache are faster.
 STRIP_PIXELS = 1 << 17
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Regions:
     """A colormap's pixels, smoothed and sorted into bins of colours.
 
@@ -80,7 +81,8 @@ class Regions:
 def find_regions(pixels: np.ndarray) -> Regions:
     """Smooths the noise of a colormap (H, W, 3) uint8 away, and finds the insides of its regions."""
     height, width = pixels.shape[:2]
-    edge = 4 + len(SMOOTH_FROM)  # what the filters below take off at most
+    # The filters below take off their radii: up to 2 for smoothing, 1 for the spread, 3 for the widest spread nearby.
+    edge = 4 + len(SMOOTH_FROM)
     raw = np.pad(np.moveaxis(pixels, 2, 0), [(0, 0), (edge, edge), (edge, edge)], mode="edge")
     sigma = noise_of(raw[:, edge:-edge, edge:-edge], lag=1)
     radius = sum(sigma >= limit for limit in SMOOTH_FROM)
@@ -162,8 +164,9 @@ def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.nda
 def _relax(regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Labels in which each pixel without a seed has that label of its 3 x 3 neighbours which suits it best.
 
-    These are rounds of iterated conditional modes (Besag 1986) at the pixels between labels: squared distance of
-    colours, less SMOOTHNESS for every neighbour of the same label.
+    Where there are more than two labels around, only its own, the lowest and the highest are tried. These are rounds of
+    iterated conditional modes (Besag 1986) at the pixels between labels: squared distance of colours, less SMOOTHNESS
+    for every neighbour of the same label.
     """
     height, width = labels.shape
     padded = np.pad(labels, 1, mode="edge")
@@ -179,7 +182,6 @@ def _relax(regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.n
     neighbours = [y * (width + 2) + x for y in (-1, 0, 1) for x in (-1, 0, 1)]
     for _ in range(ROUNDS):
         around = np.stack([padded.ravel().take(middle + step) for step in neighbours])  # (9, P)
-        # Hardly ever are there more than two labels around.
         candidates = [around.min(axis=0), around.max(axis=0), around[4]]
         votes = [SMOOTHNESS * (around == label).sum(axis=0, dtype=np.int8).astype(np.int32) for label in candidates]
         padded.reshape(-1)[middle] = _best(candidates, votes, pixels, levels)

@@ -12,9 +12,11 @@ Criterion = Literal["mean", "mean_squared", "nearest"]
 FAR = 30.0
 # Two-means starts from cuts this many standard deviations from the mean.
 START_OFFSET = 0.5
+# And in these directions of RGB, each channel in units of its standard deviation.
+DIRECTIONS = np.array([d for d in itertools.product((-1.0, 0.0, 1.0), repeat=3) if d > (0, 0, 0)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cluster:
     """A node of the tree of splits.
 
@@ -43,13 +45,16 @@ def divide(
         return _split(colors, weights, delta, criterion, smallest, lost)
     leaf = one_paint(colors, paints)
     points = features(colors)
-    nodes = []
-    for members in (np.ones(len(leaf), bool), *(leaf == k for k in range(leaf.max() + 1))):
-        distance = np.linalg.norm(points[members] - np.average(points[members], 0, weights[members]), axis=1)
-        nodes.append(
-            Cluster(np.unique(leaf[members]), len(nodes) and 1, float(np.average(distance, 0, weights[members])))
-        )
-    return leaf, nodes
+
+    def node(members: np.ndarray, depth: int) -> Cluster:
+        center = np.average(points[members], axis=0, weights=weights[members])
+        distance = np.average(np.linalg.norm(points[members] - center, axis=1), weights=weights[members])
+        return Cluster(np.unique(leaf[members]), depth, float(distance))
+
+    tree = [node(np.ones(len(leaf), bool), 0)]
+    if leaf.max() > 0:
+        tree += [node(leaf == k, 1) for k in range(leaf.max() + 1)]
+    return leaf, tree
 
 
 def _split(
@@ -99,9 +104,6 @@ def _split(
     return leaf, tree
 
 
-_DIRECTIONS = np.array([d for d in itertools.product((-1.0, 0.0, 1.0), repeat=3) if d > (0, 0, 0)])  # (13, 3)
-
-
 def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Which of two clusters each point is in, so that the squared distances to the two means are small.
 
@@ -114,7 +116,7 @@ def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     heavy = points * weights[:, None]
     total = weights.sum()
-    along = points[:, :3] @ (_DIRECTIONS * np.sqrt((heavy * points).sum(axis=0)[:3])).T  # (K, 13)
+    along = points[:, :3] @ (DIRECTIONS * np.sqrt((heavy * points).sum(axis=0)[:3])).T  # (K, 13)
     offset = START_OFFSET * np.sqrt(weights @ along**2 / total)
     sides = np.concatenate([along > offset, along > -offset], axis=1)  # (K, 26)
     best, best_gain, stale = np.arange(len(points)) == 0, 0.0, 0
@@ -140,7 +142,25 @@ def features(colors: np.ndarray) -> np.ndarray:
 
 def one_paint(colors: np.ndarray, paints: np.ndarray) -> np.ndarray:
     """Numbers 0.. (K,) of colours (K, 3), the same for colours that have the same nearest paint (P, 3)."""
-    return np.unique(distances(colors, paints).argmin(axis=1), return_inverse=True)[1]
+    return np.unique(nearest_two(colors, paints)[0], return_inverse=True)[1]
+
+
+def nearest_two(points: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which reference (R, D) is nearest to each of the points (P, D), its distance, and that of the second nearest.
+
+    (P,) each; infinity where there is no second one.
+    """
+    index, first, second = np.empty(len(points), np.int64), np.empty(len(points)), np.empty(len(points))
+    rows = max(1, (1 << 20) // len(references))
+    for start in range(0, len(points), rows):
+        block = slice(start, start + rows)
+        away = distances(points[block], references)
+        each = np.arange(len(away))
+        index[block] = nearest = away.argmin(axis=1)
+        first[block] = away[each, nearest]
+        away[each, nearest] = np.inf
+        second[block] = away.min(axis=1)
+    return index, first, second
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
