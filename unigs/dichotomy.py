@@ -29,7 +29,7 @@ MOST_FLAT_COLORS = 512
 # Noise of standard deviation s (0-255 scale) has a mean distance of 1.8 s in RGB + Lab; half as much again is 2.7 s.
 NOISE_TO_DELTA = 2.7
 # Noise that smoothing leaves is taken for no more than this, or the colours themselves would drown in it.
-MOST_NOISE = 5.0
+MOST_NOISE = 8.0
 # A cluster of fewer places, or of less than this share of all, is no entity's inside.
 FEWEST_PLACES, SMALLEST_SHARE = 3, 1 / 26_000
 # So many of a cluster's inside pixels, and this share of them, must have four neighbours of their own.
