@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from .checkpoints import bundled_model_dir
 from .coarse_mask import coarse_mask
-from .dichotomy import BACKGROUND_RADIUS, decode_colormap, dichotomy
+from .dichotomy import background_radius_of, decode_colormap, dichotomy
 from .entities import Entities
 from .palette import LocationAwarePalette
 from .splitting import Criterion
@@ -97,7 +97,7 @@ def decode(options: argparse.Namespace) -> None:
         colormap = _read_picture(path, "black")
         start = time.perf_counter()
         found = dichotomy(colormap, options.delta, options.criterion, options.palette, options.denoise)
-        radius = BACKGROUND_RADIUS if options.palette is None else options.palette.background_radius
+        radius = background_radius_of(options.palette)
         entities = found.entities(options.keep_background, options.min_area, options.components, radius)
         seconds = time.perf_counter() - start
         _save_entities(options, name, colormap, path.name, entities, {"task": "decode", "source": str(path)}, seconds)

@@ -139,10 +139,13 @@ def decode_colormap(
     from re-implementations; what is done about noise is our own.
     """
     found = dichotomy(colormap, delta, criterion, palette, denoise)
-    if background_radius is None:
-        own = isinstance(palette, LocationAwarePalette)
-        background_radius = palette.background_radius if own else BACKGROUND_RADIUS
-    return found.entities(keep_background, min_area, components, background_radius)
+    radius = background_radius_of(palette) if background_radius is None else background_radius
+    return found.entities(keep_background, min_area, components, radius)
+
+
+def background_radius_of(palette: LocationAwarePalette | np.ndarray | None) -> float:
+    """How near to black background is, in RGB levels, on a map painted with this palette; None for an unknown one."""
+    return palette.background_radius if isinstance(palette, LocationAwarePalette) else BACKGROUND_RADIUS
 
 
 def decode_colormaps(
