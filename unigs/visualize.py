@@ -167,7 +167,7 @@ def _draw_level(
 
     Borders are drawn where they stay to the end (H, W) bool.
     """
-    node_of_leaf = np.zeros(1 + max(node.leaves.max(initial=0) for node in tree), np.int64)
+    node_of_leaf = np.zeros(1 + tree[0].leaves.max(), np.int64)
     for number, node in enumerate(tree):  # depth first, so a deeper node overwrites those above it
         if node.depth <= level:
             node_of_leaf[node.leaves] = number
