@@ -4,6 +4,8 @@ Channel order of the 13 inputs: noisy picture latent 0-3, noisy colormap latent 
 of the 8 outputs: picture 0-3, colormap 4-7.
 """
 
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +16,8 @@ from .tasks import Task
 
 if TYPE_CHECKING:  # the ComfyUI nodes use this file in hosts without diffusers
     from diffusers import AutoencoderKL, AutoencoderTiny
+
+logger = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4
 HOLE_VALUE = 0.5  # grey: 0 at the VAE, as Stable Diffusion inpainting fills its holes
@@ -87,6 +91,23 @@ def paste_known(generated: Tensor, image: Tensor, coarse_mask: Tensor) -> Tensor
     return torch.where(coarse_mask[:, None] > 0.5, generated, image)
 
 
+def vote(colormaps: Tensor) -> Tensor:
+    """One colormap of several of the same pictures: at each pixel the member's colour that is closest to all the
+    others.
+
+    A colour that most members agree on wins, and no colour comes out that no member has.
+
+    Args:
+        colormaps: (n, B, 3, H, W) float, members first.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    distances = torch.stack([(colormaps - one).abs().sum(dim=2).sum(dim=0) for one in colormaps])  # (n, B, H, W)
+    chosen = distances.argmin(dim=0)[None, :, None].expand(1, -1, 3, -1, -1)
+    return colormaps.gather(0, chosen)[0]
+
+
 def encode_pixels(
     vae: "AutoencoderKL | AutoencoderTiny", pixels: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -94,16 +115,40 @@ def encode_pixels(
 
     With a generator an AutoencoderKL samples its posterior, without one it gives the mode; AutoencoderTiny has none.
     """
-    encoded = vae.encode(pixels.to(vae.dtype) * 2 - 1)
-    if hasattr(encoded, "latents"):  # AutoencoderTiny
-        latents = encoded.latents
-    else:
+
+    def encode() -> Tensor:
+        encoded = vae.encode(pixels.to(vae.dtype) * 2 - 1)
+        if hasattr(encoded, "latents"):  # AutoencoderTiny
+            return encoded.latents
         posterior = encoded.latent_dist
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+        return posterior.mode() if generator is None else posterior.sample(generator)
+
+    return (_run_vae(vae, encode) - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
 
 def decode_latents(vae: "AutoencoderKL | AutoencoderTiny", latents: Tensor) -> Tensor:
     """Latents (B, 4, h, w) -> (B, 3, H, W) float32 [0, 1]."""
     latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    return (vae.decode(latents.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+    return (_run_vae(vae, lambda: vae.decode(latents.to(vae.dtype)).sample.float()) / 2 + 0.5).clamp(0, 1)
+
+
+def _run_vae(vae: "AutoencoderKL | AutoencoderTiny", run: Callable[[], Tensor]) -> Tensor:
+    """Again in tiles if the memory was too small, and in float32 if half precision was."""
+    try:
+        result = run()
+    except torch.cuda.OutOfMemoryError:
+        logger.warning("not enough memory for the VAE: it works in tiles")
+        vae.enable_tiling()
+        try:
+            result = run()
+        finally:
+            vae.disable_tiling()
+    dtype = vae.dtype
+    if dtype == torch.float32 or result.isfinite().all():
+        return result
+    logger.warning("the VAE overflows in %s: this is done in float32", dtype)
+    vae.to(torch.float32)
+    try:
+        return run()
+    finally:
+        vae.to(dtype)

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .checkpoints import bundled_model_dir, check_pipeline_dir
+from .checkpoints import SETTINGS, Kind, bundled_model_dir, open_checkpoint
+from .components import load_components, save_components, save_tokenizer
 from .conditions import (
     LATENT_CHANNELS,
     check_task_inputs,
@@ -27,16 +29,17 @@ from .conditions import (
     pad_to_multiple,
     paste_known,
     unet_input,
+    vote,
 )
 from .dichotomy import decode_colormaps
 from .entities import Entities
 from .palette import LocationAwarePalette
 from .tasks import DEFAULT_SETTINGS, Task
-from .unet import widen_unet
 
 logger = logging.getLogger(__name__)
 
 Pictures = Image.Image | Sequence[Image.Image] | Tensor
+Stream = Literal["image", "colormap"]
 Masks = Image.Image | np.ndarray | Tensor | Sequence[Image.Image | np.ndarray | Tensor]
 
 
@@ -55,7 +58,8 @@ class UniGSOutput(BaseOutput):
     entities: list[Entities]
 
 
-class UniGSPipeline(DiffusionPipeline):
+# The LoRA methods of Stable Diffusion XL serve the others too: they skip a second text encoder that is not there.
+class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
     """Paints pictures and segments them, with one UNet.
 
     Args:
@@ -66,9 +70,11 @@ class UniGSPipeline(DiffusionPipeline):
         palette: settings of the `LocationAwarePalette` that the model was trained with.
         task_defaults: task -> {"num_inference_steps", "guidance_scale"}, used where a call gives none.
         default_size: side in pixels of the pictures that the model was trained on.
+        text_encoder_2, tokenizer_2: of Stable Diffusion XL.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _optional_components = ["text_encoder_2", "tokenizer_2"]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
@@ -81,6 +87,8 @@ class UniGSPipeline(DiffusionPipeline):
         palette: dict | None = None,
         task_defaults: dict | None = None,
         default_size: int = 512,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
     ):
         super().__init__()
         channels = unet.config["in_channels"], unet.config["out_channels"]
@@ -89,49 +97,122 @@ class UniGSPipeline(DiffusionPipeline):
                 f"UniGSPipeline needs a UNet with 13 input and 8 output channels, got {channels[0]} and {channels[1]}: "
                 "use UniGSPipeline.from_inpainting or unigs.widen_unet"
             )
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+        )
         self.palette = LocationAwarePalette.from_config(palette or {})
         self.register_to_config(
             palette=self.palette.to_config(), task_defaults=task_defaults or {}, default_size=default_size
         )
-        levels = len(
-            vae.config["block_out_channels" if isinstance(vae, AutoencoderKL) else "encoder_block_out_channels"]
-        )
-        self.vae_scale_factor = 2 ** (levels - 1)
+        self.vae_scale_factor = _pixels_per_latent(vae)
         # sides that the UNet can halve without a remainder
         self.size_multiple = self.vae_scale_factor * 2 ** (len(unet.config["block_out_channels"]) - 1)
         self._interrupt = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> "UniGSPipeline":
-        """A saved pipeline folder; without an argument the bundled model. Nothing is downloaded.
+        """A saved UniGS: a pipeline folder, or a single .safetensors file; without an argument the bundled model.
 
-        Keywords are those of `DiffusionPipeline.from_pretrained`; without a dtype among them everything is float32.
+        Nothing is downloaded. Keywords for a folder are those of `DiffusionPipeline.from_pretrained`; for a file
+        `torch_dtype`. Without a dtype among them everything is float32.
         """
-        folder = check_pipeline_dir(pretrained_model_name_or_path or bundled_model_dir(), "UniGSPipeline")
-        pipe = super().from_pretrained(folder, use_safetensors=True, local_files_only=True, **kwargs)
-        if not {"dtype", "torch_dtype"} & set(kwargs):
-            pipe.text_encoder.float()  # transformers keeps the dtype of the file, diffusers does not
-        return pipe
+        checkpoint = open_checkpoint(pretrained_model_name_or_path or bundled_model_dir())
+        if checkpoint.kind is not Kind.UNIGS:
+            raise ValueError(
+                f"{str(checkpoint.path)!r} is a model of {checkpoint.kind.value}, not of UniGS yet: "
+                "UniGSPipeline.from_inpainting widens it, to be trained"
+            )
+        if checkpoint.path.is_dir():
+            pipe = super().from_pretrained(checkpoint.path, use_safetensors=True, local_files_only=True, **kwargs)
+            if not {"dtype", "torch_dtype"} & set(kwargs):
+                pipe.text_encoder.float()  # transformers keeps the dtype of the file, diffusers does not
+                if pipe.text_encoder_2 is not None:
+                    pipe.text_encoder_2.float()
+            return pipe
+        dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", torch.float32))
+        if kwargs:
+            raise TypeError(f"from_pretrained takes only torch_dtype for a single file, got {', '.join(kwargs)}")
+        return cls(**load_components(checkpoint, _dtype(dtype)), **checkpoint.settings)
 
     @classmethod
     def from_inpainting(
-        cls, folder: str | Path, task_embedding: bool = True, torch_dtype: torch.dtype = torch.float32
+        cls,
+        checkpoint: str | Path,
+        task_embedding: bool = True,
+        torch_dtype: torch.dtype | Literal["auto"] = torch.float32,
     ) -> "UniGSPipeline":
         """A new, untrained UniGS from a Stable Diffusion inpainting model: its UNet widened, the rest as it is.
 
+        Nothing is downloaded: which model a file is shows in its tensors, and the configurations come with this
+        package. Weights that lie in the file in the precision asked for stay mapped, so they are in memory once at
+        most.
+
         Args:
-            folder: a StableDiffusionInpaintPipeline as diffusers saves it, with safetensors weights.
+            checkpoint: a pipeline folder as diffusers saves it, of Stable Diffusion 1, 2 or XL; or a single
+                .safetensors file of one in the original layout. A base model (4 input channels) is widened too, with a
+                warning.
+            task_embedding: see `widen_unet`.
+            torch_dtype: of all weights; "auto": as in the file.
+
+        Raises:
+            FileNotFoundError, ValueError: saying what is there instead.
         """
-        folder = check_pipeline_dir(folder, "StableDiffusion")
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch_dtype, **options)
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch_dtype, **options)
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch_dtype, **options)
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-        size = unet.config["sample_size"] * 2 ** (len(vae.config["block_out_channels"]) - 1)
-        return cls(vae, text_encoder, tokenizer, widen_unet(unet, task_embedding), scheduler, default_size=size)
+        opened = open_checkpoint(checkpoint)
+        if opened.kind is Kind.UNIGS:
+            raise ValueError(f"{str(checkpoint)!r} is UniGS already: open it with UniGSPipeline.from_pretrained")
+        if opened.kind is Kind.BASE:
+            logger.warning(
+                "%s is a base model, which never learned inpainting: it starts further away than an inpainting model",
+                opened.name,
+            )
+        parts = load_components(opened, _dtype(torch_dtype), widen=True, task_embedding=task_embedding)
+        size = (parts["unet"].config["sample_size"] or 64) * _pixels_per_latent(parts["vae"])
+        return cls(**parts, default_size=size)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """A pipeline folder, as diffusers saves one; older and newer releases of transformers read its tokenizer."""
+        super().save_pretrained(save_directory, **kwargs)
+        for name in ("tokenizer", "tokenizer_2"):
+            if getattr(self, name) is not None:
+                save_tokenizer(getattr(self, name), Path(save_directory) / name)
+
+    def save_single_file(self, file: str | Path) -> None:
+        """One .safetensors file with everything: weights, configurations, tokenizers, palette, defaults of the tasks.
+
+        `from_pretrained` and the UniGS Loader of ComfyUI (in models/unigs) open it like a folder. Its metadata is
+        described at `checkpoints.unigs_metadata`. A file of this name is replaced once the new one is whole.
+        """
+        file = Path(file)
+        if file.suffix != ".safetensors":
+            raise ValueError(f"the name of a single file must end in .safetensors, got {str(file)!r}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        parts = {name: part for name, part in self.components.items() if part is not None}
+        save_components(file, parts, {name: self.config[name] for name in SETTINGS})
+
+    def optimize(self, variant: Literal["channels_last", "compile", "cuda_graph"] = "channels_last") -> "UniGSPipeline":
+        """Makes later calls faster, in place; `benchmarks/bench_table1.py --variants` measures what each brings.
+
+        Args:
+            variant: "channels_last": the memory format that convolutions like best; results differ by rounding only.
+                "compile": that, and the UNet by `torch.compile`, which takes a minute at the first call and again for
+                each new size. "cuda_graph": that, and the UNet's kernels launched at once, on NVIDIA GPUs only.
+        """
+        modes = {"channels_last": None, "compile": "default", "cuda_graph": "reduce-overhead"}
+        if variant not in modes:
+            raise ValueError(f"variant must be one of {', '.join(modes)}, got {variant!r}")
+        if variant == "cuda_graph" and self.unet.device.type != "cuda":
+            raise ValueError(f"variant 'cuda_graph' needs the pipeline on an NVIDIA GPU, it is on {self.unet.device}")
+        self.unet.to(memory_format=torch.channels_last)
+        self.vae.to(memory_format=torch.channels_last)
+        if modes[variant]:
+            self.unet.compile(mode=modes[variant], fullgraph=True)
+        return self
 
     @property
     def interrupt(self) -> bool:
@@ -147,16 +228,29 @@ class UniGSPipeline(DiffusionPipeline):
         """Side in pixels of the pictures that the model was trained on."""
         return self.config["default_size"]
 
-    def encode_prompt(self, texts: list[str]) -> Tensor:
-        """(B, L, C) embeddings of B texts, padded or cut to the tokenizer's length."""
-        tokens = self.tokenizer(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
+    def encode_prompt(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of B texts, padded or cut to the tokenizer's length.
+
+        Returns:
+            (B, L, C), and with a second text encoder (B, P): its pooled embeddings. SDXL reads the last hidden states
+            but one of both encoders, side by side; the others read the last.
+        """
+
+        def encode(tokenizer: CLIPTokenizer, encoder: Any, **options: Any) -> Any:
+            tokens = tokenizer(
+                texts,
+                padding="max_length",
+                truncation=True,
+                max_length=tokenizer.model_max_length,
+                return_tensors="pt",
+            )
+            return encoder(tokens.input_ids.to(self._execution_device), **options)
+
+        if self.text_encoder_2 is None:
+            return encode(self.tokenizer, self.text_encoder).last_hidden_state, None
+        first = encode(self.tokenizer, self.text_encoder, output_hidden_states=True)
+        second = encode(self.tokenizer_2, self.text_encoder_2, output_hidden_states=True)
+        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
     @torch.no_grad()
     def __call__(
@@ -169,6 +263,8 @@ class UniGSPipeline(DiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        hold: Stream | None = None,
+        ensemble: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -179,14 +275,19 @@ class UniGSPipeline(DiffusionPipeline):
 
         Args:
             task: "inpainting", "synthesis", "referring" or "entity".
-            image: RGB picture(s) of one size, any size; as a tensor (B, 3, H, W) float in [0, 1]. Not for synthesis.
+            image: RGB picture(s) of one size, any size; as a tensor (B, 3, H, W) float in [0, 1]. Not for synthesis,
+                unless it is held.
             prompt: the entities to paint or find, one text (or list of nouns) a picture: "dog and cat". Not for entity.
             coarse_mask: where to paint (inpainting) or to look (referring, optional): (H, W) or (B, H, W) bool, or
                 pictures that are white there. A stroke of any shape will do; `unigs.coarse_mask` makes one from boxes.
-            colormap: for synthesis: flat entity colours of `pipe.palette` on black.
+            colormap: for synthesis, or to be held: flat entity colours of `pipe.palette` on black.
             negative_prompt: what guidance leads away from; empty text by default.
             num_inference_steps, guidance_scale: the checkpoint's own for this task by default; at a scale of 1 the
                 model runs once a step.
+            hold: "image" or "colormap": this half is given, by the input of that name, and stays what it is at every
+                step (at the noise of the step) while the other is denoised. Any task may hold either half.
+            ensemble: how many times a segmentation task (referring, entity) is run, with other noise each time; each
+                pixel of the colormap is then voted on. The pictures are those of the first run.
             eta, generator, latents: noise of the DDIM steps, source of all noise, or the starting noise (B, 8, h, w).
             output_type: "pil" pictures or "pt" tensors.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents", "prompt_embeds"}) after each step; it
@@ -210,9 +311,24 @@ class UniGSPipeline(DiffusionPipeline):
         )
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type must be 'pil' or 'pt', got {output_type!r}")
-        given = {"image": image if spec.needs_image else None, "colormap": None if spec.needs_image else colormap}
+        given = {
+            "image": image if spec.needs_image or hold == "image" else None,
+            "colormap": colormap if not spec.needs_image or hold == "colormap" else None,
+        }
+        if hold not in (None, *given):
+            raise ValueError(f"hold must be 'image', 'colormap' or None, got {hold!r}")
+        if hold and given[hold] is None:
+            raise ValueError(f"hold={hold!r} needs `{hold}`: what is to be held")
+        if ensemble < 1 or (ensemble > 1 and (not spec.segments or latents is not None)):
+            raise ValueError(
+                "ensemble must be at least 1, and more only for the tasks that segment and without `latents`, "
+                f"got {ensemble} for task {task.value!r}"
+            )
         pictures = {name: _picture_tensor(name, value) for name, value in given.items() if value is not None}
-        size = next(iter(pictures.values())).shape[-2:]
+        sizes = {name: tuple(value.shape[-2:]) for name, value in pictures.items()}
+        size = next(iter(sizes.values()))
+        if set(sizes.values()) != {size}:
+            raise ValueError(f"`image` and `colormap` must have the same height and width, got {sizes}")
         mask = None if coarse_mask is None or spec.coarse_mask == "full" else _mask_tensor(coarse_mask, size)
         texts = [spec.prompt(nouns) for nouns in ([prompt] if prompt is None or isinstance(prompt, str) else prompt)]
         negative_texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt or [""]
@@ -234,61 +350,89 @@ class UniGSPipeline(DiffusionPipeline):
         self._interrupt = False
 
         # 2. Encode the words
-        prompt_embeds = self.encode_prompt(texts).expand(batch, -1, -1)
+        prompt_embeds, pooled = self.encode_prompt(texts)
+        prompt_embeds = prompt_embeds.expand(batch, -1, -1)
+        pooled = None if pooled is None else pooled.expand(batch, -1)
         if guided:
-            prompt_embeds = torch.cat([self.encode_prompt(negative_texts).expand(batch, -1, -1), prompt_embeds])
+            without_words, without_pooled = self.encode_prompt(negative_texts)
+            prompt_embeds = torch.cat([without_words.expand(batch, -1, -1), prompt_embeds])
+            if pooled is not None:
+                pooled = torch.cat([without_pooled.expand(batch, -1), pooled])
         prompt_embeds = prompt_embeds.to(dtype)
 
-        # 3. Encode the control picture, once
+        # 3. Encode the control picture, and the half that is held, once
         padded_mask = pad_to_multiple(mask, self.size_multiple).to(device)
         padded = {name: pad_to_multiple(value, self.size_multiple).to(device) for name, value in pictures.items()}
         control = control_picture(task, padded.get("image"), padded_mask, padded.get("colormap"))
         control_latents = encode_pixels(self.vae, control).to(dtype)  # (B, 4, h, w)
         mask_latents = latent_mask(padded_mask, (control_latents.shape[-2], control_latents.shape[-1])).to(dtype)
-        class_labels = None
+        held_latents = encode_pixels(self.vae, padded[hold]).to(dtype) if hold else None
+        rows = batch * (1 + guided)
+        options: dict[str, Any] = {}  # of the UNet, the same at every step
         if self.unet.config["num_class_embeds"]:
-            class_labels = torch.full((batch * (1 + guided),), spec.id, device=device)
+            options["class_labels"] = torch.full((rows,), spec.id, device=device)
+        if pooled is not None:
+            height, width = padded_mask.shape[-2:]
+            times = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device)
+            options["added_cond_kwargs"] = {"text_embeds": pooled.to(dtype), "time_ids": times.expand(rows, -1)}
 
-        # 4. Noise for both streams
-        shape = (batch, 2 * LATENT_CHANNELS, *control_latents.shape[-2:])
-        self.scheduler.set_timesteps(steps, device=device)
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        elif latents.shape != shape:
-            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
-        sample: Tensor = latents.to(device, dtype) * self.scheduler.init_noise_sigma
+        # 4. Denoise picture and colormap together
         accepted = inspect.signature(self.scheduler.step).parameters
         step_options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+        shape = (batch, 2 * LATENT_CHANNELS, *control_latents.shape[-2:])
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
+        held_half = slice(0, LATENT_CHANNELS) if hold == "image" else slice(LATENT_CHANNELS, None)
 
-        # 5. Denoise picture and colormap together
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
-            for i, t in enumerate(self.scheduler.timesteps):
-                if self.interrupt:
-                    continue
-                noisy = self.scheduler.scale_model_input(sample, t)
-                inputs = unet_input(
-                    noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], mask_latents, control_latents
-                )
-                inputs = torch.cat([inputs, inputs]) if guided else inputs
-                predicted = self.unet(inputs, t, encoder_hidden_states=prompt_embeds, class_labels=class_labels).sample
-                if guided:
-                    without, with_words = predicted.chunk(2)
-                    predicted = without + guidance_scale * (with_words - without)
-                sample = self.scheduler.step(predicted, t, sample, **step_options).prev_sample
-                if callback_on_step_end is not None:
-                    tensors = {"latents": sample, "prompt_embeds": prompt_embeds}
-                    changed = callback_on_step_end(self, i, int(t), tensors) or {}
-                    sample = changed.get("latents", sample)
-                    prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
-                progress.update()
+        def with_held(sample: Tensor, held: Tensor) -> Tensor:
+            halves = [held, sample[:, LATENT_CHANNELS:]] if hold == "image" else [sample[:, :LATENT_CHANNELS], held]
+            return torch.cat(halves, dim=1)
 
-        # 6. Back to pixels and to the caller's size
-        streams = sample.unflatten(1, (2, LATENT_CHANNELS)).transpose(0, 1)
-        images, colormaps = (decode_latents(self.vae, stream)[..., : size[0], : size[1]] for stream in streams)
-        if spec.control == "image with hole":
+        samples: list[Tensor] = []  # of each member of the ensemble
+        self.scheduler.set_timesteps(steps, device=device)
+        calls = len(self.scheduler.timesteps)
+        with self.progress_bar(total=calls * ensemble) as progress:
+            for member in range(ensemble):
+                self.scheduler.set_timesteps(steps, device=device)  # forgets the steps of the member before
+                noise = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device, dtype)
+                sample: Tensor = noise * self.scheduler.init_noise_sigma
+                for i, t in enumerate(self.scheduler.timesteps):
+                    if self.interrupt:
+                        continue
+                    if held_latents is not None:
+                        level = t.expand(batch)
+                        sample = with_held(sample, self.scheduler.add_noise(held_latents, noise[:, held_half], level))
+                    noisy = self.scheduler.scale_model_input(sample, t)
+                    inputs = unet_input(
+                        noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], mask_latents, control_latents
+                    )
+                    inputs = torch.cat([inputs, inputs]) if guided else inputs
+                    predicted = self.unet(inputs, t, encoder_hidden_states=prompt_embeds, **options).sample
+                    if guided:
+                        without, with_words = predicted.chunk(2)
+                        predicted = without + guidance_scale * (with_words - without)
+                    sample = self.scheduler.step(predicted, t, sample, **step_options).prev_sample
+                    if callback_on_step_end is not None:
+                        tensors = {"latents": sample, "prompt_embeds": prompt_embeds}
+                        changed = callback_on_step_end(self, member * calls + i, int(t), tensors) or {}
+                        sample = changed.get("latents", sample)
+                        prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
+                    progress.update()
+                samples.append(sample)
+
+        # 5. Back to pixels and to the caller's size; what was held needs no way back
+        def pixels(sample: Tensor, stream: Stream) -> Tensor:
+            if stream == hold:
+                return pictures[stream]
+            half = sample[:, :LATENT_CHANNELS] if stream == "image" else sample[:, LATENT_CHANNELS:]
+            return decode_latents(self.vae, half)[..., : size[0], : size[1]]
+
+        images = pixels(samples[0], "image")
+        colormaps = vote(torch.stack([pixels(sample, "colormap") for sample in samples]))
+        if spec.control == "image with hole" and hold != "image":
             images = paste_known(images.cpu(), pictures["image"], mask)
 
-        # 7. Entities
+        # 6. Entities
         colormap_pixels = _to_uint8(colormaps)
         radius = self.palette.background_radius
         entities = decode_colormaps(colormap_pixels, keep_background=spec.keep_background, background_radius=radius)
@@ -300,6 +444,19 @@ class UniGSPipeline(DiffusionPipeline):
             [Image.fromarray(pixels) for pixels in colormap_pixels],
             entities,
         )
+
+
+def _pixels_per_latent(vae: AutoencoderKL | AutoencoderTiny) -> int:
+    widths = vae.config["block_out_channels" if isinstance(vae, AutoencoderKL) else "encoder_block_out_channels"]
+    return 2 ** (len(widths) - 1)
+
+
+def _dtype(value: torch.dtype | Literal["auto"]) -> torch.dtype | None:
+    if value == "auto":
+        return None
+    if not isinstance(value, torch.dtype):
+        raise ValueError(f"torch_dtype must be a torch.dtype or 'auto', got {value!r}")
+    return value
 
 
 def _to_uint8(pictures: Tensor) -> np.ndarray:

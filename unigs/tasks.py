@@ -57,6 +57,11 @@ class TaskSpec:
         return self.control != "colormap"
 
     @property
+    def segments(self) -> bool:
+        """Whether the task finds entities in a picture, and paints nothing."""
+        return self.control == "image"
+
+    @property
     def prefix(self) -> str:
         return self.prompt_template.split(":")[0] + ":"
 

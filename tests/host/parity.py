@@ -114,7 +114,7 @@ def main(folder: Path, tasks: Sequence[str], runs: Sequence[tuple[int, float]], 
         "inpainting: generate " + "a very long list of dogs and cats, " * 20,
     ):
         embeds = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
-        report[f"text, {len(text)} characters"] = relative(embeds, pipe.encode_prompt([text]))
+        report[f"text, {len(text)} characters"] = relative(embeds, pipe.encode_prompt([text])[0])
 
     comfy.model_management.load_models_gpu([model])
     channels = pipe.unet.config["in_channels"], pipe.unet.config["cross_attention_dim"]

@@ -75,7 +75,7 @@ def test_the_given_unet_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "channels, hint", [((4, 4), "expected an inpainting UNet"), ((13, 8), "it is widened already")]
+    "channels, hint", [((5, 4), "expected an inpainting UNet"), ((13, 8), "it is widened already")]
 )
 def test_other_unets_are_refused(channels, hint):
     with pytest.raises(ValueError, match=f"got {channels[0]} and {channels[1]}: {hint}"):
