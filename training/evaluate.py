@@ -39,6 +39,8 @@ class EvaluateConfig:
     sprites: Path = SPRITE_FOLDER
     max_objects: int = 3
     seed: int = 0
+    steps: int | None = None
+    """denoising steps of every task; the checkpoint's own if not given"""
     output: Path | None = None
     """folder for metrics.json and the contact sheets"""
 
@@ -85,6 +87,7 @@ class Evaluator:
                 image=torch.from_numpy(images).permute(0, 3, 1, 2) / 255,
                 prompt=prompts[batch] if prompts else None,
                 coarse_mask=np.stack(coarse_masks[batch]) if coarse_masks else None,
+                num_inference_steps=self.config.steps,
                 generator=torch.Generator().manual_seed(self.config.seed + start),
                 output_type="pt",
             )
@@ -107,11 +110,12 @@ class Evaluator:
             "true": present / len(records),
         }
 
-    def referring(self, records: list[Record]) -> dict[str, float]:
+    def referring(self, records: list[Record], baselines: bool = True) -> dict[str, float]:
         """Mean IoU a picture, asking for one object of each picture with two or more (of one, everything is right).
 
         By words alone and with a coarse mask around the object; each also with the name of an object that is not there;
-        "everything" is the union of all objects. "empty for absent": share of wrong words that find nothing.
+        "everything" is the union of all objects. "empty for absent": share of wrong words that find nothing. Without
+        `baselines` only the right words are asked for.
         """
         rng = np.random.default_rng([self.config.seed, 1])
         records = [record for record in records if len(record.labels) > 1]
@@ -129,12 +133,13 @@ class Evaluator:
                 np.mean([intersection_over_union(f[None], t[None]) for f, t in zip(found, truth, strict=True)])
             )
 
+        found = {"mIoU": mean_iou(find(right)), "mIoU with coarse mask": mean_iou(find(right, coarse))}
+        if not baselines:
+            return found
         unfounded = find(wrong)
-        return {
-            "mIoU": mean_iou(find(right)),
+        return found | {
             "wrong word": mean_iou(unfounded),
             "everything": mean_iou([np.logical_or.reduce(record.masks) for record in records]),
-            "mIoU with coarse mask": mean_iou(find(right, coarse)),
             "wrong word with coarse mask": mean_iou(find(wrong, coarse)),
             "empty for absent": float(np.mean([mask.mean() < 0.005 for mask in unfounded])),
         }
