@@ -1,4 +1,4 @@
-"""The command line: `python -m unigs {demo,inpaint,synthesize,refer,segment,decode}`.
+"""The command line: `python -m unigs {demo,inpaint,synthesize,refer,segment,decode,convert}`.
 
 Every picture gets a folder of its own with what the model painted (picture.png), its colormap (colormap.png), one PNG
 for each entity (mask_001.png, white is the entity), all of them in one (labels.png, whose pixels are their numbers), an
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from .checkpoints import bundled_model_dir
+from .checkpoints import Kind, bundled_model_dir, open_checkpoint
 from .coarse_mask import coarse_mask
 from .dichotomy import background_radius_of, decode_colormap, dichotomy
 from .entities import Entities
@@ -104,6 +104,22 @@ def decode(options: argparse.Namespace) -> None:
         dichotomy_tree(colormap, found=found, entities=entities).save(options.out / name / "tree.png")
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Make an untrained UniGS of a Stable Diffusion inpainting model, or put a UniGS into one file or a folder.
+
+    The result is one file if its name ends in .safetensors, else a pipeline folder.
+    """
+    from .pipeline import UniGSPipeline
+
+    _quiet_libraries()
+    kind = open_checkpoint(options.model).kind
+    load = UniGSPipeline.from_pretrained if kind is Kind.UNIGS else UniGSPipeline.from_inpainting
+    pipe = load(options.model, torch_dtype=_dtype(options))
+    save = pipe.save_single_file if options.result.suffix == ".safetensors" else pipe.save_pretrained
+    save(options.result)
+    print(f"{kind.value} {options.model} -> UniGS {options.result}")
+
+
 def demo(options: argparse.Namespace) -> None:
     """All four tasks on the example pictures that come with the project, and one sheet of everything."""
     examples = _examples()
@@ -156,19 +172,32 @@ def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
         _save(options, name, painted, {**_facts(task, options), "source": str(path)}, {"coarse_mask": where})
 
 
-def _load_pipeline(options: argparse.Namespace) -> "UniGSPipeline":
-    import torch
+def _quiet_libraries() -> None:
+    """What they tell is for people who write pipelines."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from .pipeline import UniGSPipeline
-
-    for library in (diffusers_logging, transformers_logging):  # what they tell is for people who write pipelines
+    for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+
+
+def _dtype(options: argparse.Namespace) -> Any:
+    import torch
+
+    known = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "auto": "auto"}
+    return known[options.dtype]
+
+
+def _load_pipeline(options: argparse.Namespace) -> "UniGSPipeline":
+    import torch
+
+    from .pipeline import UniGSPipeline
+
+    _quiet_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        pipe = UniGSPipeline.from_pretrained(options.checkpoint)
+        pipe = UniGSPipeline.from_pretrained(options.checkpoint, torch_dtype=_dtype(options))
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -188,6 +217,7 @@ def _call(pipe: "UniGSPipeline", task: Task, options: argparse.Namespace, **inpu
         negative_prompt=getattr(options, "negative", None),
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
+        ensemble=getattr(options, "ensemble", 1) if task.spec.segments else 1,
         generator=torch.Generator().manual_seed(options.seed),
         **inputs,
     )
@@ -337,12 +367,11 @@ def _palette(text: str) -> LocationAwarePalette:
     try:
         if text.isdecimal():
             return LocationAwarePalette(int(text))
-        folder = bundled_model_dir() if text == "bundled" else Path(text)
-        settings = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        settings = open_checkpoint(bundled_model_dir() if text == "bundled" else text).settings
         return LocationAwarePalette.from_config(settings.get("palette") or {})
     except (ValueError, OSError) as error:
         raise argparse.ArgumentTypeError(
-            f"expected a grid like 11, a checkpoint folder or 'bundled', got {text!r}: {error}"
+            f"expected a grid like 11, a checkpoint or 'bundled', got {text!r}: {error}"
         ) from error
 
 
@@ -365,7 +394,18 @@ def _parser() -> argparse.ArgumentParser:
     model = argparse.ArgumentParser(add_help=False, parents=[output])
     model.add_argument("--tree", action="store_true", help="also draw how the colormap was split into entities")
     group = model.add_argument_group("model")
-    group.add_argument("--checkpoint", type=Path, metavar="DIR", help="a saved pipeline (default: the bundled model)")
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="a UniGS pipeline folder or .safetensors file (default: the bundled model)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="precision of the model (default: %(default)s)",
+    )
     group.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps (default: the checkpoint's, for the task)"
     )
@@ -383,6 +423,8 @@ def _parser() -> argparse.ArgumentParser:
         help="shrink pictures whose longest side is above this; 0: never (default: what the checkpoint was trained on)",
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    voted = {"type": int, "default": 1, "metavar": "N"}
+    voted_help = "run this often with other noise, and let the runs vote on each pixel of the colormap (default: 1)"
     words = {"required": True, "metavar": "TEXT"}
     shape_help = "what boxes become: a blob or a larger box (default: %(default)s)"
     boxes_help = "regions in pixels of the picture, two corners each: 'x1,y1,x2,y2;x1,y1,x2,y2'"
@@ -428,9 +470,11 @@ def _parser() -> argparse.ArgumentParser:
     region.add_argument("--boxes", type=_boxes, metavar="BOXES", help=f"look only near these {boxes_help}")
     region.add_argument("--mask", action="append", type=Path, metavar="FILE", help=f"look only here: {mask_help}")
     command.add_argument("--shape", choices=("curve", "box"), default="curve", help=shape_help)
+    command.add_argument("--ensemble", help=voted_help, **voted)
 
     command = add(segment, "find every entity", "photo.png another.png --out found")
     command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    command.add_argument("--ensemble", help=voted_help, **voted)
 
     command = add(decode, "decode a colormap into entities, without a model", "colormap.png", output)
     command.add_argument("pictures", nargs="+", type=Path, metavar="COLORMAP")
@@ -453,8 +497,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--palette",
         type=_palette,
-        metavar="GRID|DIR",
-        help="the colours that the map was painted with: a grid like 11, a checkpoint folder, or 'bundled' (default: "
+        metavar="GRID|PATH",
+        help="the colours that the map was painted with: a grid like 11, a checkpoint, or 'bundled' (default: "
         "any colours)",
     )
     command.add_argument(
@@ -462,6 +506,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--no-denoise", dest="denoise", action="store_false", help="the plain dichotomy: nothing is done about noise"
+    )
+
+    command = add(
+        convert,
+        "widen a Stable Diffusion inpainting model to UniGS, or put a UniGS into one file",
+        "sd-v1-5-inpainting.safetensors unigs-untrained.safetensors",
+        argparse.ArgumentParser(add_help=False),
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="a pipeline folder or a .safetensors file")
+    command.add_argument("result", type=Path, metavar="RESULT", help="a folder, or a name that ends in .safetensors")
+    command.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default="auto",
+        help="precision of the result; auto: as it is (default: %(default)s)",
     )
     return parser
 

@@ -89,14 +89,18 @@ class Checkpoint:
             places = [(self.path, self.family.prefixes[component] if self.family else f"{component}.")]
         weights: dict[str, Tensor] = {}
         for file, prefix in places:
-            names = [name for name in tensor_shapes(file) if name.startswith(prefix)]
-            for first in range(0, len(names), _TENSORS_AT_A_TIME):
-                with _open(file) as opened:
-                    for name in names[first : first + _TENSORS_AT_A_TIME]:
+            other = []  # weights of another precision
+            with _open(file) as opened:
+                for name in opened.keys():
+                    if name.startswith(prefix):
                         weight = opened.get_tensor(name)
-                        if dtype is not None and weight.is_floating_point():
-                            weight = weight.to(dtype)
                         weights[name.removeprefix(prefix)] = weight
+                        if dtype not in (None, weight.dtype) and weight.is_floating_point():
+                            other.append(name)
+            for first in range(0, len(other), _TENSORS_AT_A_TIME):
+                with _open(file) as opened:
+                    for name in other[first : first + _TENSORS_AT_A_TIME]:
+                        weights[name.removeprefix(prefix)] = opened.get_tensor(name).to(dtype)
         return weights
 
     def tokenizer(self, component: str = "tokenizer") -> "CLIPTokenizer":

@@ -1,5 +1,6 @@
 """The parts of a checkpoint as modules of diffusers and transformers, and back into a single file."""
 
+import inspect
 import json
 import os
 import tempfile
@@ -7,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
-from .checkpoints import Checkpoint, unigs_metadata
+from .checkpoints import Checkpoint, Kind, unigs_metadata
 from .unet import widen_weights
 
 _MODELS: dict[str, Any] = {
@@ -57,11 +59,21 @@ def load_components(
             parts[name] = _fill(checkpoint, name, checkpoint.config(name), weights)
         elif name == "unet":
             parts[name] = _unet(checkpoint, dtype, widen, task_embedding)
-    # Whatever sampler the checkpoint was saved with, its noise schedule is read by DDIM, which the paper samples with.
-    known = DDIMScheduler().config.keys()
-    schedule = {name: value for name, value in checkpoint.config("scheduler").items() if name in known}
-    parts["scheduler"] = DDIMScheduler.from_config(schedule)
+    parts["scheduler"] = _scheduler(checkpoint)
     return parts
+
+
+def _scheduler(checkpoint: Checkpoint) -> SchedulerMixin:
+    """The checkpoint's own; of a Stable Diffusion model, whatever its own, DDIM, which the paper samples with."""
+    kind: Any = DDIMScheduler
+    if checkpoint.kind is Kind.UNIGS:
+        kind = getattr(diffusers, checkpoint.classes["scheduler"], None)
+        if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+            raise ValueError(
+                f"scheduler of {str(checkpoint.path)!r} is a {checkpoint.classes['scheduler']}: unknown to diffusers"
+            )
+    known = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in checkpoint.config("scheduler").items() if name in known})
 
 
 def _unet(checkpoint: Checkpoint, dtype: torch.dtype | None, widen: bool, task_embedding: bool) -> UNet2DConditionModel:

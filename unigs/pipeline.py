@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +121,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> "UniGSPipeline":
         """A saved UniGS: a pipeline folder, or a single .safetensors file; without an argument the bundled model.
 
-        Nothing is downloaded. Keywords for a folder are those of `DiffusionPipeline.from_pretrained`; for a file
-        `torch_dtype`. Without a dtype among them everything is float32.
+        Nothing is downloaded. `torch_dtype` is the precision of all weights: float32 by default, "auto" for what lies
+        in the files. Of a folder, the other keywords of `DiffusionPipeline.from_pretrained` are taken too.
         """
         checkpoint = open_checkpoint(pretrained_model_name_or_path or bundled_model_dir())
         if checkpoint.kind is not Kind.UNIGS:
@@ -128,17 +130,13 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                 f"{str(checkpoint.path)!r} is a model of {checkpoint.kind.value}, not of UniGS yet: "
                 "UniGSPipeline.from_inpainting widens it, to be trained"
             )
-        if checkpoint.path.is_dir():
-            pipe = super().from_pretrained(checkpoint.path, use_safetensors=True, local_files_only=True, **kwargs)
-            if not {"dtype", "torch_dtype"} & set(kwargs):
-                pipe.text_encoder.float()  # transformers keeps the dtype of the file, diffusers does not
-                if pipe.text_encoder_2 is not None:
-                    pipe.text_encoder_2.float()
-            return pipe
         dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", torch.float32))
-        if kwargs:
+        if not kwargs:
+            return cls(**load_components(checkpoint, _dtype(dtype)), **checkpoint.settings)
+        if not checkpoint.path.is_dir():
             raise TypeError(f"from_pretrained takes only torch_dtype for a single file, got {', '.join(kwargs)}")
-        return cls(**load_components(checkpoint, _dtype(dtype)), **checkpoint.settings)
+        options = {"use_safetensors": True, "local_files_only": True, **kwargs}
+        return super().from_pretrained(checkpoint.path, torch_dtype=dtype, **options)
 
     @classmethod
     def from_inpainting(
@@ -176,11 +174,23 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         return cls(**parts, default_size=size)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """A pipeline folder, as diffusers saves one; older and newer releases of transformers read its tokenizer."""
-        super().save_pretrained(save_directory, **kwargs)
-        for name in ("tokenizer", "tokenizer_2"):
-            if getattr(self, name) is not None:
-                save_tokenizer(getattr(self, name), Path(save_directory) / name)
+        """A pipeline folder, as diffusers saves one; every release of transformers reads its tokenizer.
+
+        The weights in use may be views of the very files that are replaced, so the new ones are written beside them
+        first.
+        """
+        folder = Path(save_directory)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as place:
+            new = Path(place) / folder.name
+            super().save_pretrained(str(new), **kwargs)
+            for name in ("tokenizer", "tokenizer_2"):
+                if getattr(self, name) is not None:
+                    save_tokenizer(getattr(self, name), new / name)
+            for file in sorted(path for path in new.rglob("*") if path.is_file()):
+                target = folder / file.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
 
     def save_single_file(self, file: str | Path) -> None:
         """One .safetensors file with everything: weights, configurations, tokenizers, palette, defaults of the tasks.

@@ -1,13 +1,15 @@
 """Files in the original layout of Stable Diffusion, written from the published architecture and not by what opens them.
 
-Names and shapes follow CompVis' latent-diffusion (`openaimodel.UNetModel`, `model.Encoder` and `Decoder`), OpenAI's CLIP in
-the names of transformers, and OpenCLIP. `write` makes a file of any size in no time: only its header is written, and the
-tensors are the zeros of a sparse file.
+Names and shapes follow CompVis' latent-diffusion (`openaimodel.UNetModel`, `model.Encoder` and `Decoder`), OpenAI's
+CLIP in the names of transformers, and OpenCLIP. `write` makes a file of any size in no time: only its header is
+written, and the tensors are the zeros of a sparse file.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 Shapes = dict[str, tuple[int, ...]]
 _BYTES = {"F16": 2, "F32": 4}
@@ -29,6 +31,15 @@ def write(file: Path, shapes: Shapes, dtype: str = "F16", cut: int = 0) -> Path:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + offset - cut)
     return file
+
+
+def fill(file: Path, name: str, values: list[float]) -> None:
+    """Writes numbers to the beginning of a tensor of half precision."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        begin, _ = json.loads(stream.read(length))[name]["data_offsets"]
+        stream.seek(8 + length + begin)
+        stream.write(np.array(values, np.float16).tobytes())
 
 
 def stable_diffusion_1(channels: int = 9) -> Shapes:
