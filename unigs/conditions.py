@@ -137,6 +137,8 @@ def _run_vae(vae: "AutoencoderKL | AutoencoderTiny", run: Callable[[], Tensor]) 
     try:
         result = run()
     except torch.cuda.OutOfMemoryError:
+        if type(vae).__name__ == "AutoencoderTiny":
+            raise  # diffusers cuts its tiles for TAESD's eight pixels a latent, whatever the model's own are
         logger.warning("not enough memory for the VAE: it works in tiles")
         vae.enable_tiling()
         try:
