@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from .checkpoints import Kind, bundled_model_dir, open_checkpoint
+from .checkpoints import PICKLES, Kind, bundled_model_dir, open_checkpoint
 from .coarse_mask import coarse_mask
 from .dichotomy import background_radius_of, decode_colormap, dichotomy
 from .entities import Entities
@@ -111,6 +111,8 @@ def convert(options: argparse.Namespace) -> None:
     """
     from .pipeline import UniGSPipeline
 
+    if options.result.suffix in PICKLES:
+        raise ValueError(f"the result is a folder or a .safetensors file, got {str(options.result)!r}")
     _quiet_libraries()
     kind = open_checkpoint(options.model).kind
     load = UniGSPipeline.from_pretrained if kind is Kind.UNIGS else UniGSPipeline.from_inpainting

@@ -160,9 +160,17 @@ def save_components(file: Path, parts: Mapping[str, Any], settings: dict[str, An
     temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         save_file(weights, temporary, metadata=metadata)
+        share_like_other_files(temporary)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share_like_other_files(file: Path) -> None:
+    """Gives a file the permissions of a new one; safetensors makes its files readable for their owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .checkpoints import SETTINGS, Kind, bundled_model_dir, open_checkpoint
-from .components import load_components, save_components, save_tokenizer
+from .components import load_components, save_components, save_tokenizer, share_like_other_files
 from .conditions import (
     LATENT_CHANNELS,
     check_task_inputs,
@@ -190,6 +190,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             for file in sorted(path for path in new.rglob("*") if path.is_file()):
                 target = folder / file.relative_to(new)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                share_like_other_files(file)
                 os.replace(file, target)
 
     def save_single_file(self, file: str | Path) -> None:

@@ -314,3 +314,20 @@ def test_help_needs_no_torch():
         done = subprocess.run([sys.executable, "-m", "unigs", command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0
         assert "--out DIR" in done.stdout
+
+
+@needs_model
+def test_convert_into_one_file_and_back(tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(picture)
+    file, folder = tmp_path / "one.safetensors", tmp_path / "many"
+    assert main(["convert", str(bundled_model_dir()), str(file)]) == 0
+    assert main(["convert", str(file), str(folder), "--dtype", "fp32"]) == 0
+    results = []
+    for name, checkpoint in (("x", bundled_model_dir()), ("y", file), ("z", folder)):
+        options = ["--checkpoint", str(checkpoint), "--ensemble", "2", "--out", str(tmp_path / name)]
+        assert main(["segment", str(picture), *options]) == 0
+        results.append((tmp_path / name / "a" / "colormap.png").read_bytes())
+    assert results[0] == results[1] == results[2]
+    assert main(["convert", str(file), str(tmp_path / "a.ckpt")]) == 2
+    assert "the result is a folder or a .safetensors file" in capsys.readouterr().err

@@ -149,6 +149,9 @@ def test_a_single_file_says_what_a_folder_says(bundled, tmp_path):
     file, folder = open_checkpoint(tmp_path / "new" / "a.safetensors"), open_checkpoint(tmp_path / "b")
     assert file.settings == folder.settings and file.settings["palette"]["grid"] == 5
     assert file.classes == folder.classes
+    (tmp_path / "plain").touch()
+    saved = [file.path, *(path for path in folder.path.rglob("*") if path.is_file())]
+    assert {path.stat().st_mode for path in saved} == {(tmp_path / "plain").stat().st_mode}
     assert file.weights("unet").keys() == folder.weights("unet").keys()
     for text in ("", "dog and cat", "a very long text " * 20):
         ids = [opened.tokenizer()(text, truncation=True).input_ids for opened in (file, folder)]
@@ -360,3 +363,37 @@ def test_optimized_it_paints_the_same(original):
         pipe.optimize("cuda_graph")
     with pytest.raises(ValueError, match="variant must be one of channels_last, compile, cuda_graph, got 'fast'"):
         pipe.optimize("fast")
+
+
+# ----------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def lora(form: str, unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 2 on one attention layer, as kohya's scripts or as peft writes it."""
+    torch.manual_seed(1)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = unet.get_submodule(name).in_features
+    down, up = torch.randn(2, width), torch.randn(width, 2)
+    if form == "kohya":
+        stem = "lora_unet_" + name.replace(".", "_")
+        return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(1.0)}
+    return {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up * 0.5}
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_a_lora_of_the_base_model_fits(original, form):
+    pytest.importorskip("peft")
+    pipe = quiet(UniGSPipeline.from_inpainting(original[1]))
+    before = run(pipe, latents=noise(pipe)).images
+    changes = lora(form, pipe.unet)
+    pipe.load_lora_weights(dict(changes))
+    with_lora = run(pipe, latents=noise(pipe)).images
+    pipe.unload_lora_weights()
+    assert (with_lora - before).abs().max() > 1e-4
+    assert torch.equal(run(pipe, latents=noise(pipe)).images, before)
+    # by hand: W + alpha / rank * up @ down, with alpha / rank = 1 / 2
+    down, up = list(changes.values())[:2]
+    layer = pipe.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+    with torch.no_grad():
+        layer.weight.add_(up @ down, alpha=0.5 if form == "kohya" else 1.0)
+    torch.testing.assert_close(run(pipe, latents=noise(pipe)).images, with_lora, rtol=0, atol=1e-5)
