@@ -220,7 +220,7 @@ def _has_weights(component: str) -> bool:
 
 def _kind(unet: dict[str, Any], name: str) -> Kind:
     channels = unet.get("in_channels"), unet.get("out_channels")
-    kinds = {(13, 8): Kind.UNIGS, (9, 4): Kind.INPAINTING, (4, 4): Kind.BASE}
+    kinds: dict[tuple[Any, Any], Kind] = {(13, 8): Kind.UNIGS, (9, 4): Kind.INPAINTING, (4, 4): Kind.BASE}
     if channels not in kinds:
         raise ValueError(
             f"the UNet of {name!r} has {channels[0]} input and {channels[1]} output channels: "

@@ -263,6 +263,12 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         second = encode(self.tokenizer_2, self.text_encoder_2, output_hidden_states=True)
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
+    def _encode_batch(self, texts: list[str], batch: int) -> tuple[Tensor, Tensor | None]:
+        """`encode_prompt` of one text or B, in the UNet's precision."""
+        embeds, pooled = self.encode_prompt(texts)
+        embeds = embeds.expand(batch, -1, -1).to(self.unet.dtype)
+        return embeds, None if pooled is None else pooled.expand(batch, -1).to(self.unet.dtype)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -360,16 +366,12 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         device, dtype = self._execution_device, self.unet.dtype
         self._interrupt = False
 
-        # 2. Encode the words
-        prompt_embeds, pooled = self.encode_prompt(texts)
-        prompt_embeds = prompt_embeds.expand(batch, -1, -1)
-        pooled = None if pooled is None else pooled.expand(batch, -1)
+        # 2. Encode the words; with guidance the rows without them come first
+        prompt_embeds, pooled = self._encode_batch(texts, batch)
         if guided:
-            without_words, without_pooled = self.encode_prompt(negative_texts)
-            prompt_embeds = torch.cat([without_words.expand(batch, -1, -1), prompt_embeds])
-            if pooled is not None:
-                pooled = torch.cat([without_pooled.expand(batch, -1), pooled])
-        prompt_embeds = prompt_embeds.to(dtype)
+            others = self._encode_batch(negative_texts, batch)
+            prompt_embeds = torch.cat([others[0], prompt_embeds])
+            pooled = None if pooled is None or others[1] is None else torch.cat([others[1], pooled])
 
         # 3. Encode the control picture, and the half that is held, once
         padded_mask = pad_to_multiple(mask, self.size_multiple).to(device)
@@ -384,8 +386,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             options["class_labels"] = torch.full((rows,), spec.id, device=device)
         if pooled is not None:
             height, width = padded_mask.shape[-2:]
-            times = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device)
-            options["added_cond_kwargs"] = {"text_embeds": pooled.to(dtype), "time_ids": times.expand(rows, -1)}
+            times = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)
+            options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": times.expand(rows, -1)}
 
         # 4. Denoise picture and colormap together
         accepted = inspect.signature(self.scheduler.step).parameters
