@@ -1,22 +1,26 @@
-"""What a UniGS pipeline folder says, in the terms of ComfyUI's UNet and sampling. Reads files, needs no ComfyUI."""
+"""What a checkpoint says, in the terms of ComfyUI's UNet and sampling. Needs no ComfyUI."""
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ..unigs.checkpoints import Checkpoint
 from ..unigs.palette import LocationAwarePalette
 from ..unigs.tasks import DEFAULT_SETTINGS, Task
 
+# What diffusers takes for granted where a configuration is silent.
+UNET_DEFAULTS: dict[str, Any] = {
+    "attention_head_dim": 8,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "transformer_layers_per_block": 1,
+}
 # What the host's UNet does and cannot be told to do otherwise; a checkpoint whose configuration disagrees is refused.
 FIXED_IN_UNET: dict[str, Any] = {
     "act_fn": "silu",
-    "addition_embed_type": None,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embed_type": None,
@@ -44,6 +48,8 @@ FIXED_IN_UNET: dict[str, Any] = {
     "time_embedding_type": "positional",
     "timestep_post_act": None,
 }
+# The same, if there are conditions beside the text: the pooled text and the size of the picture.
+FIXED_IN_ADDED_CONDITIONS: dict[str, Any] = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 # The same for its VAE of Stable Diffusion.
 FIXED_IN_VAE: dict[str, Any] = {
     "act_fn": "silu",
@@ -60,11 +66,11 @@ SMALLEST_ALPHA = 4.8973451890853435e-08
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What a UniGS checkpoint says about itself. It travels with MODEL, through LoRAs and patches too.
+class Settings:
+    """What a checkpoint says of its own. It travels with MODEL, through LoRAs and patches too.
 
     Attributes:
-        name: the name of its folder.
+        name: the name of its folder or file.
         palette: the colours it was trained with.
         task_defaults: task -> {"num_inference_steps", "guidance_scale"}.
         size_multiple: sides of a picture are padded to a multiple of this many pixels.
@@ -76,31 +82,11 @@ class Checkpoint:
     size_multiple: int
 
     @classmethod
-    def read(cls, folder: Path, size_multiple: int) -> "Checkpoint":
-        index = read_json(folder / "model_index.json")
-        own = index.get("task_defaults", {})
+    def of(cls, checkpoint: Checkpoint, size_multiple: int) -> "Settings":
+        own = checkpoint.settings.get("task_defaults", {})
         defaults = {task: {**DEFAULT_SETTINGS[task], **own.get(task.value, {})} for task in Task}
-        return cls(folder.name, LocationAwarePalette.from_config(index.get("palette", {})), defaults, size_multiple)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: expected a pipeline folder, as UniGSPipeline.save_pretrained writes it")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every weight of a component, from one safetensors file or its parts; the fp16 variant if there is no other.
-
-    Raises ValueError if there is none: no other format is opened.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    weights: dict[str, Tensor] = {}
-    for file in [file for file in files if ".fp16" not in file.name] or files:
-        weights |= load_file(file)
-    if not weights:
-        raise ValueError(f"{folder} holds no .safetensors file: no other format of weights is opened")
-    return weights
+        palette = LocationAwarePalette.from_config(checkpoint.settings.get("palette", {}))
+        return cls(checkpoint.name, palette, defaults, size_multiple)
 
 
 def check_fixed(name: str, config: dict[str, Any], fixed: dict[str, Any]) -> None:
@@ -123,18 +109,27 @@ class Multiplier:
 
 
 def unet_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a diffusers UNet2DConditionModel as the host's UNet takes it; ValueError if it cannot."""
+    """The configuration of a diffusers UNet2DConditionModel as the host's UNet takes it; ValueError if it cannot.
+
+    The task embedding is not part of it: the host's UNet has one place for added embeddings, see `native.UniGSModel`.
+    """
     check_fixed("unet", config, FIXED_IN_UNET)
+    config = {**UNET_DEFAULTS, **config}
+    added = config.get("addition_embed_type")
+    if added:
+        check_fixed("unet", config, FIXED_IN_ADDED_CONDITIONS)
     widths = config["block_out_channels"]
     down = [block == "CrossAttnDownBlock2D" for block in config["down_block_types"]]
     up = [block == "CrossAttnUpBlock2D" for block in reversed(config["up_block_types"])]
     if down != up:
         raise ValueError(f"unet: ComfyUI attends on the same levels on the way down and up, got {down} and {up}")
     blocks = _per_level(config["layers_per_block"], len(widths))
-    depths = _per_level(config.get("transformer_layers_per_block", 1), len(widths))
+    depths = _per_level(config["transformer_layers_per_block"], len(widths))
     # For historical reasons diffusers calls the number of heads `attention_head_dim`.
     heads = _per_level(config.get("num_attention_heads") or config["attention_head_dim"], len(widths))
     levels = list(zip(down, depths, blocks, strict=True))
+    # In half precision the attention of Stable Diffusion 2 overflows; the host too computes it in full.
+    upcast = config.get("upcast_attention") or config["cross_attention_dim"] == 1024
     return {
         "image_size": 32,  # not looked at
         "in_channels": config["in_channels"],
@@ -148,8 +143,9 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
         "use_spatial_transformer": True,
         "use_linear_in_transformer": config.get("use_linear_projection", False),
         "context_dim": config["cross_attention_dim"],
-        "num_classes": config.get("num_class_embeds"),
-        "adm_in_channels": None,
+        "num_classes": "sequential" if added else None,
+        "adm_in_channels": config["projection_class_embeddings_input_dim"] if added else None,
+        "attn_precision": torch.float32 if upcast else None,
         "legacy": False,
         # The middle block, as wide as the last level, always attends.
         **_heads([(width, n) for width, n, a in zip(widths, heads, [*down[:-1], True], strict=True) if a]),

@@ -48,6 +48,6 @@ def palette_of(model: Any = None, grid: int = 11) -> LocationAwarePalette:
     """The palette of this MODEL's checkpoint; without a model the default one with this grid."""
     if model is None:
         return LocationAwarePalette(grid)
-    from .native import checkpoint_of
+    from .native import settings_of
 
-    return checkpoint_of(model).palette
+    return settings_of(model).palette

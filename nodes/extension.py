@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .coarse_mask import CoarseMaskFromBox
 from .colormap import ColormapEncode
+from .conditioning import UniGSConditioning, UniGSSplitLatent
 from .decode import DichotomyDecode, EntityMaskSplit
 from .load import UniGSLoader, register_model_folder
 from .sample import UniGSSampler
@@ -22,7 +23,16 @@ class UniGSExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_model_folder()
         copy_example_inputs(Path(folder_paths.get_input_directory()))
-        return [UniGSLoader, ColormapEncode, CoarseMaskFromBox, UniGSSampler, DichotomyDecode, EntityMaskSplit]
+        return [
+            UniGSLoader,
+            ColormapEncode,
+            CoarseMaskFromBox,
+            UniGSSampler,
+            UniGSConditioning,
+            UniGSSplitLatent,
+            DichotomyDecode,
+            EntityMaskSplit,
+        ]
 
 
 def copy_example_inputs(folder: Path) -> None:

@@ -1,15 +1,15 @@
-"""ComfyUI's own MODEL, CLIP and VAE for a UniGS pipeline folder. The only file that touches ComfyUI's internals.
+"""ComfyUI's own MODEL, CLIP and VAE for a checkpoint. The only file that touches ComfyUI's internals.
 
-The UNet becomes the host's UNet of Stable Diffusion 1.5 with other numbers, so memory, offloading, previews,
-cancelling, LoRA and every sampler are the host's. Weights are read from safetensors files, nothing is fetched. Written
-against ComfyUI 0.3.75.
+The UNet becomes the host's UNet of Stable Diffusion with other numbers, so memory, offloading, previews, cancelling,
+LoRA and every sampler are the host's. Nothing is guessed from the weights: the checkpoint says what they are. Those of
+the UNet stay views of its file where their precision is the one asked for. Written against ComfyUI 0.3.75.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import comfy.clip_model
 import comfy.conds
@@ -20,6 +20,7 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
+import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
@@ -27,41 +28,65 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ..unigs.checkpoints import Checkpoint, Kind
+from ..unigs.conditions import LATENT_CHANNELS
 from ..unigs.tasks import Task
-from .checkpoint import FIXED_IN_VAE, Checkpoint, check_fixed, noise_levels, read_json, read_weights, unet_config
+from ..unigs.unet import widen_weights
+from .checkpoint import FIXED_IN_VAE, UNET_DEFAULTS, Settings, check_fixed, noise_levels, unet_config
 from .tiny_vae import TinyAutoencoder
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_NORM_GROUPS = 32
 _PREDICTIONS = {
     "epsilon": comfy.model_base.ModelType.EPS,
     "v_prediction": comfy.model_base.ModelType.V_PREDICTION,
 }
 
 
-def checkpoint_of(model: Any) -> Checkpoint:
-    """What the checkpoint behind this MODEL says. Raises ValueError if it is not a UniGS one."""
+def settings_of(model: Any) -> Settings:
+    """What the checkpoint behind this MODEL says. Raises ValueError if it is not one of the UniGS Loader."""
     inner = getattr(model, "model", None)
     if not isinstance(inner, UniGSModel):
         raise ValueError(f"model: expected a MODEL of the UniGS Loader, got one of {type(inner).__name__}")
-    return inner.checkpoint
+    return inner.settings
 
 
-def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL, CLIP and VAE of a UniGS pipeline folder.
+def load(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> tuple[Any, comfy.sd.CLIP, comfy.sd.VAE]:
+    """MODEL, CLIP and VAE of a checkpoint. A UNet of Stable Diffusion is widened, with a warning.
 
     Args:
-        folder: as saved by `UniGSPipeline.save_pretrained`.
+        checkpoint: as `unigs.checkpoints.open_checkpoint` gives it.
         dtype: of the UNet's weights; None: the host's choice for the device and its command line options.
 
-    Raises ValueError for files that are missing or no safetensors, and for components that the host cannot run.
+    Raises ValueError for weights that are missing or do not fit, and for components that the host cannot run.
     """
-    vae, latent_format = _load_vae(folder / "vae")
-    model = _load_unet(folder, latent_format, dtype)
+    vae, latent_format = _load_vae(checkpoint)
+    model = _load_unet(checkpoint, latent_format, dtype)
     levels = len(model.model.model_config.unet_config["channel_mult"])
-    model.model.checkpoint = Checkpoint.read(folder, vae.spacial_compression_encode() * 2 ** (levels - 1))
-    return model, _load_clip(folder), vae
+    model.model.settings = Settings.of(checkpoint, vae.spacial_compression_encode() * 2 ** (levels - 1))
+    if checkpoint.kind is not Kind.UNIGS:
+        logger.warning(
+            "%s is a model of %s: it was widened for UniGS, but has not been trained for colormaps yet%s",
+            checkpoint.name,
+            checkpoint.kind.value,
+            ", and never learned inpainting" if checkpoint.kind is Kind.BASE else "",
+        )
+    return model, _load_clip(checkpoint), vae
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Tensor], name: str, assign: bool = False) -> None:
+    """Puts weights into a module, by copy or (`assign`) as they are. ValueError if any is missing or does not fit."""
+    own = module.state_dict()
+    wrong = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
+    found = {
+        "missing": own.keys() - weights.keys(),
+        "of no known place": weights.keys() - own.keys(),
+        "of another shape": wrong,
+    }
+    if any(found.values()):
+        told = "; ".join(f"{len(keys)} {what}, like {min(keys)!r}" for what, keys in found.items() if keys)
+        raise ValueError(f"{name}: weights do not fit the configuration: {told}")
+    module.load_state_dict(weights, assign=assign)
 
 
 # ---------------------------------------------------------------------------------------------------------------- MODEL
@@ -70,7 +95,7 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> tuple[Any, comfy.sd.
 class JointLatent(comfy.latent_formats.LatentFormat):
     """Latents of the picture (channels 0-3) and of its colormap (4-7), each scaled as the VAE's configuration says."""
 
-    latent_channels = 8
+    latent_channels = 2 * LATENT_CHANNELS
 
     def __init__(self, scale: float = 1.0, shift: float = 0.0):
         self.scale_factor = scale
@@ -87,45 +112,112 @@ class JointLatent(comfy.latent_formats.LatentFormat):
         return torch.cat(latent.chunk(2, dim=1), dim=-1)
 
 
+class _LabelEmbedding(nn.ModuleDict):
+    """What is added to the time embedding: of the task and, in Stable Diffusion XL, of the pooled text and the sizes.
+
+    The host's UNet has one place for both, `label_emb`, which it calls with one tensor. The layers of SDXL keep the
+    names that the host gives them there, `label_emb.0.0` and `label_emb.0.2`: LoRAs are found by them.
+    """
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y: (B, 1 + A), the number of the task and the A added conditions."""
+        embedded = self["task"](y[:, 0].long(), out_dtype=y.dtype)
+        return embedded + self["0"](y[:, 1:]) if "0" in self else embedded
+
+
 class UniGSModel(comfy.model_base.BaseModel):
     """The denoiser. Each conditioning carries the entries that `with_task` adds."""
 
-    checkpoint: Checkpoint
+    settings: Settings
+
+    def __init__(self, config: "_Config", device: torch.device):
+        super().__init__(config, config.prediction, device)
+        self.tasks = config.tasks
+        if self.tasks:
+            unet = self.diffusion_model
+            width = 4 * unet.model_channels
+            task = config.custom_operations.Embedding(self.tasks, width, dtype=unet.dtype, device=device)
+            added = {"0": unet.label_emb[0]} if unet.num_classes else {}
+            unet.label_emb = _LabelEmbedding({"task": task, **added})
+            unet.num_classes = self.tasks
 
     def concat_cond(self, *, device: torch.device, **kwargs: Any) -> Tensor:
         if "unigs_task" not in kwargs:
             raise ValueError(
-                "this MODEL needs a task, a coarse mask and a control picture: use the UniGS Sampler to sample it"
+                "this MODEL needs a task, a coarse mask and a control picture: sample it with the UniGS Sampler, or "
+                "give another sampler what UniGS Conditioning puts out"
             )
         control = self.process_latent_in(kwargs["unigs_control"])
         return torch.cat([kwargs["unigs_mask"], control], dim=1).to(device)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         conds = super().extra_conds(**kwargs)
-        if self.diffusion_model.num_classes is not None:
-            conds["y"] = comfy.conds.CONDRegular(torch.tensor([kwargs["unigs_task"].spec.id], device=kwargs["device"]))
+        if self.tasks:
+            added = [conds["y"].cond] if "y" in conds else []
+            task = torch.tensor([[float(kwargs["unigs_task"].spec.id)]])
+            conds["y"] = comfy.conds.CONDRegular(torch.cat([task, *added], dim=1))
         return conds
 
 
-def with_task(conditioning: list, task: Task, mask: Tensor, control: Tensor) -> list:
-    """CONDITIONING for a UniGS MODEL: mask (B, 1, h, w), 1 = to fill; control (B, 4, h, w) as the VAE gives it."""
-    added = {"unigs_task": task, "unigs_mask": mask, "unigs_control": control}
+class UniGSXLModel(UniGSModel, comfy.model_base.SDXL):
+    """The same with the added conditions of Stable Diffusion XL."""
+
+
+def with_task(conditioning: list, task: Task, mask: Tensor, control: Tensor, size: tuple[int, int]) -> list:
+    """CONDITIONING for a UniGS MODEL: mask (B, 1, h, w), 1 = to fill; control (B, 4, h, w) as the VAE gives it; size of
+    the padded picture (H, W), which SDXL is told."""
+    added = {"unigs_task": task, "unigs_mask": mask, "unigs_control": control, "height": size[0], "width": size[1]}
     return [[embeds, {**options, **added}] for embeds, options in conditioning]
 
 
+def with_held(model: Any, half: Literal["image", "colormap"]) -> Any:
+    """A MODEL that leaves one half of its latents as it is given; LATENT needs a noise_mask, to set this going."""
+    before = model.model_options.get("denoise_mask_function")
+    held = slice(LATENT_CHANNELS) if half == "image" else slice(LATENT_CHANNELS, None)
+
+    def denoise_mask(sigma: Tensor, mask: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        mask = mask.clone() if before is None else before(sigma, mask, extra_options=extra_options).clone()
+        mask[:, held] = 0
+        return mask
+
+    model = model.clone()
+    model.set_model_denoise_mask_function(denoise_mask)
+    return model
+
+
 class _Config(comfy.supported_models.SD15):
-    """The host's description of the model. Nothing is guessed from the weights: everything stands in the folder."""
+    """The host's description of the model, made from the checkpoint's."""
 
     unet_config: dict[str, Any] = {}
     unet_extra_config: dict[str, Any] = {}
+    custom_operations: Any
 
-    def __init__(self, unet_config: dict[str, Any], latent_format: JointLatent, model_type: comfy.model_base.ModelType):
-        super().__init__(unet_config)
+    def __init__(self, config: dict[str, Any], prediction: str, latent_format: JointLatent):
+        """config: of the UNet, as diffusers saves it."""
+        super().__init__(unet_config(config))
+        if prediction not in _PREDICTIONS:
+            raise ValueError(f"scheduler: expected a prediction_type of {', '.join(_PREDICTIONS)}, got {prediction!r}")
+        self.prediction = _PREDICTIONS[prediction]
+        self.tasks = config.get("num_class_embeds") or 0
+        self.norm_groups = config.get("norm_num_groups", UNET_DEFAULTS["norm_num_groups"])
         self.latent_format = latent_format
-        self._model_type = model_type
+        self.is_xl = self.unet_config["adm_in_channels"] is not None
+        if self.is_xl:
+            self.memory_usage_factor = comfy.supported_models.SDXL.memory_usage_factor
 
-    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
-        return self._model_type
+    def choose_dtype(self, weights: dict[str, Tensor], dtype: torch.dtype | None) -> torch.dtype:
+        """Settles precision and layer classes as the host does for its own models."""
+        supported = list(self.supported_inference_dtypes)
+        dtype = dtype or comfy.model_management.unet_dtype(
+            model_params=comfy.utils.calculate_parameters(weights),
+            supported_dtypes=supported,
+            weight_dtype=comfy.utils.weight_dtype(weights),
+        )
+        device = comfy.model_management.get_torch_device()
+        self.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported))
+        operations = comfy.ops.pick_operations(dtype, self.manual_cast_dtype)
+        self.custom_operations = _with_norm_groups(operations, self.norm_groups)
+        return dtype
 
     def inpaint_model(self) -> bool:
         return False  # `UniGSModel.concat_cond` does what the host would do for an inpainting model
@@ -133,39 +225,36 @@ class _Config(comfy.supported_models.SD15):
     def get_model(
         self, state_dict: dict[str, Tensor], prefix: str = "", device: torch.device | None = None
     ) -> UniGSModel:
-        return UniGSModel(self, model_type=self._model_type, device=device)
+        return (UniGSXLModel if self.is_xl else UniGSModel)(self, device)
 
 
-def _load_unet(folder: Path, latent_format: JointLatent, dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
-    config = read_json(folder / "unet" / "config.json")
-    weights = read_weights(folder / "unet")
-    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
-    prediction = schedule.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
-        raise ValueError(f"scheduler: expected a prediction_type of {', '.join(_PREDICTIONS)}, got {prediction!r}")
-    model_config = _Config(unet_config(config), latent_format, _PREDICTIONS[prediction])
+def _load_unet(
+    checkpoint: Checkpoint, latent_format: JointLatent, dtype: torch.dtype | None
+) -> comfy.model_patcher.ModelPatcher:
+    config, schedule = checkpoint.config("unet"), checkpoint.config("scheduler")
+    is_widened = checkpoint.kind is not Kind.UNIGS
+    if is_widened:
+        config = {**config, "in_channels": 13, "out_channels": 8, "num_class_embeds": len(Task)}
+    model_config = _Config(config, schedule.get("prediction_type", "epsilon"), latent_format)
+    dtype = model_config.choose_dtype(checkpoint.weights("unet"), dtype)
+    weights = checkpoint.weights("unet", dtype)
+    if is_widened:
+        ends = ("input_blocks.0.0", "out.2") if checkpoint.family else ("conv_in", "conv_out")
+        weights = widen_weights(weights, True, *ends)
 
-    load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    supported = list(model_config.supported_inference_dtypes)
-    dtype = dtype or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    cast_dtype = comfy.model_management.unet_manual_cast(dtype, load_device, supported)
-    model_config.set_inference_dtype(dtype, cast_dtype)
-    if config["norm_num_groups"] != _DEFAULT_NORM_GROUPS:
-        operations = comfy.ops.pick_operations(dtype, cast_dtype)
-        model_config.custom_operations = _with_norm_groups(operations, config["norm_num_groups"])
-
-    names = comfy.utils.unet_to_diffusers(model_config.unet_config) | {"class_embedding.weight": "label_emb.weight"}
-    unknown = weights.keys() - names.keys()
-    if unknown:
-        raise ValueError(f"{folder.name}/unet holds weights of no known place: {', '.join(sorted(unknown)[:5])}")
-    model = model_config.get_model(weights)
-    model.diffusion_model.load_state_dict({names[key]: value for key, value in weights.items()})
+    # Built without memory, as the weights themselves are put in. They have the host's names in an original file.
+    model = model_config.get_model(weights, device=torch.device("meta"))
+    model.device = None
+    names = {"class_embedding.weight": "label_emb.task.weight"}
+    if checkpoint.family is None:
+        names |= comfy.utils.unet_to_diffusers(model_config.unet_config)
+    renamed = {names.get(name, name): weight for name, weight in weights.items()}
+    _fill(model.diffusion_model, renamed, f"unet of {checkpoint.name}", assign=True)
     model.model_sampling.set_sigmas(noise_levels(schedule))
+    load_device, offload_device = (
+        comfy.model_management.get_torch_device(),
+        comfy.model_management.unet_offload_device(),
+    )
     return comfy.model_patcher.ModelPatcher(
         model.to(offload_device), load_device=load_device, offload_device=offload_device
     )
@@ -173,6 +262,8 @@ def _load_unet(folder: Path, latent_format: JointLatent, dtype: torch.dtype | No
 
 def _with_norm_groups(operations: Any, groups: int) -> Any:
     """The host's layer classes with `groups` groups in each group norm, where its UNet asks for 32."""
+    if groups == UNET_DEFAULTS["norm_num_groups"]:
+        return operations
 
     class GroupNorm(operations.GroupNorm):
         def __init__(
@@ -187,12 +278,18 @@ def _with_norm_groups(operations: Any, groups: int) -> Any:
 
 
 class _TextModel(comfy.clip_model.CLIPTextModel):
-    """The host's CLIP text model with a vocabulary of any size."""
+    """The host's CLIP text model with a vocabulary of any size, and without or with a projection of any width."""
 
-    def __init__(self, config_dict: dict[str, Any], dtype: torch.dtype, device: torch.device, operations: Any):
+    def __init__(
+        self, config_dict: dict[str, Any], dtype: torch.dtype, device: torch.device, operations: Any, projects: bool
+    ):
         super().__init__(config_dict, dtype, device, operations)
-        size = config_dict["vocab_size"], config_dict["hidden_size"]
-        self.set_input_embeddings(operations.Embedding(*size, dtype=dtype, device=device))
+        width = config_dict["hidden_size"]
+        self.set_input_embeddings(operations.Embedding(config_dict["vocab_size"], width, dtype=dtype, device=device))
+        self.text_projection = nn.Identity()
+        if projects:
+            pooled = config_dict["projection_dim"]
+            self.text_projection = operations.Linear(width, pooled, bias=False, dtype=dtype, device=device)
 
 
 class _Tokenizer(comfy.sd1_clip.SDTokenizer):
@@ -202,15 +299,17 @@ class _Tokenizer(comfy.sd1_clip.SDTokenizer):
         self,
         own: Any,
         embedding_size: int,
+        embedding_key: str,
         embedding_directory: Any = None,
         tokenizer_data: dict[str, Any] | None = None,
     ):
         """`own` is the checkpoint's CLIPTokenizer; the host gives the last two."""
         super().__init__(
-            own.name_or_path,
+            tokenizer_class=SimpleNamespace(from_pretrained=lambda path: own),
             max_length=own.model_max_length,
             pad_token=own.pad_token_id,
             embedding_size=embedding_size,
+            embedding_key=embedding_key,
             embedding_directory=embedding_directory,
             tokenizer_data=tokenizer_data or {},
         )
@@ -222,53 +321,122 @@ class _Tokenizer(comfy.sd1_clip.SDTokenizer):
         return chunks[:1]
 
 
-def _load_clip(folder: Path) -> comfy.sd.CLIP:
-    """The text encoder; its conditioning equals `last_hidden_state` of transformers' CLIPTextModel."""
-    from transformers import CLIPTokenizer
+class _TwoTokenizers(comfy.sdxl_clip.SDXLTokenizer):
+    """The host's pair of tokenizers of SDXL, each the checkpoint's own."""
 
-    config = read_json(folder / "text_encoder" / "config.json")
-    weights = {key.removeprefix("text_model."): value for key, value in read_weights(folder / "text_encoder").items()}
-    weights.pop("embeddings.position_ids", None)
-    weights = {f"text_model.{key}": value for key, value in weights.items() if key != "text_projection.weight"}
-    weights["text_projection.weight"] = torch.eye(
-        config["hidden_size"]
-    )  # pooled output: made by the host, used by nobody
+    def __init__(self, clip_l: Any, clip_g: Any, **given: Any):
+        self.clip_l, self.clip_g = clip_l(**given), clip_g(**given)
 
-    own = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-    tokenizer = partial(_Tokenizer, own, config["hidden_size"])
-    encoder = partial(
-        comfy.sd1_clip.SDClipModel,
-        max_length=own.model_max_length,
-        textmodel_json_config=config,
-        model_class=_TextModel,
-        special_tokens={"start": own.bos_token_id, "end": own.eos_token_id, "pad": own.pad_token_id},
-        return_projected_pooled=False,
-    )
-    target = comfy.supported_models_base.ClipTarget(
-        partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=tokenizer),
-        partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoder),
-    )
+
+class _TwoTextModels(comfy.sdxl_clip.SDXLClipModel):
+    """The host's pair of text encoders of SDXL, each of the checkpoint's size."""
+
+    def __init__(self, clip_l: Any, clip_g: Any, **given: Any):
+        nn.Module.__init__(self)  # the host's own makes the two of one size
+        self.clip_l, self.clip_g = clip_l(**given), clip_g(**given)
+        self.dtypes = {given["dtype"]}
+
+
+def _load_clip(checkpoint: Checkpoint) -> comfy.sd.CLIP:
+    """The text encoder, or the two of SDXL.
+
+    One gives `last_hidden_state` of transformers' CLIPTextModel. Two give the hidden states before their last layers
+    side by side, and the pooled text of the second, projected.
+    """
+    if "text_encoder_2" in checkpoint.classes:
+        parts = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+        options = {"layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+    else:
+        parts, options = {"clip_l": ("text_encoder", "tokenizer")}, {}
+    tokenizers, encoders, weights = {}, {}, {}
+    for name, (component, tokenizer) in parts.items():
+        config, own = checkpoint.config(component), checkpoint.tokenizer(tokenizer)
+        projects = checkpoint.classes[component] == "CLIPTextModelWithProjection"
+        weights[name] = _text_weights(checkpoint.weights(component), config["num_hidden_layers"], projects)
+        tokenizers[name] = partial(_Tokenizer, own, config["hidden_size"], name)
+        encoders[name] = partial(
+            comfy.sd1_clip.SDClipModel,
+            max_length=own.model_max_length,
+            textmodel_json_config=config,
+            model_class=partial(_TextModel, projects=projects),
+            special_tokens={"start": own.bos_token_id, "end": own.eos_token_id, "pad": own.pad_token_id},
+            return_projected_pooled=projects,
+            **options,
+        )
+    if len(parts) > 1:
+        target = comfy.supported_models_base.ClipTarget(
+            partial(_TwoTokenizers, **tokenizers), partial(_TwoTextModels, **encoders)
+        )
+    else:
+        target = comfy.supported_models_base.ClipTarget(
+            partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=tokenizers["clip_l"]),
+            partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoders["clip_l"]),
+        )
     clip = comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        parameters=comfy.utils.calculate_parameters(weights),
+        parameters=sum(map(comfy.utils.calculate_parameters, weights.values())),
     )
-    missing, unknown = clip.load_sd(weights)
-    if missing or unknown:
-        raise ValueError(f"{folder.name}/text_encoder: weights missing {missing}, of no known place {unknown}")
+    for name, (component, _) in parts.items():
+        encoder = getattr(clip.cond_stage_model, name)
+        _fill(encoder.transformer, weights[name], f"{component} of {checkpoint.name}")
     return clip
+
+
+def _text_weights(weights: dict[str, Tensor], layers: int, projects: bool) -> dict[str, Tensor]:
+    """Weights of a CLIP text model under the host's names, from those of transformers or of OpenCLIP.
+
+    The last layer that Stable Diffusion 2 does not read, and what is no weight, is left out.
+    """
+    if "positional_embedding" in weights:
+        weights = comfy.utils.clip_text_transformers_convert(weights, "", "")
+    else:
+        weights = {
+            key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": weight
+            for key, weight in weights.items()
+        }
+    left_out = ["logit_scale", "text_model.embeddings.position_ids", f"text_model.encoder.layers.{layers}."]
+    left_out += [] if projects else ["text_projection."]
+    return {key: weight for key, weight in weights.items() if not key.startswith(tuple(left_out))}
 
 
 # ------------------------------------------------------------------------------------------------------------------ VAE
 
 
+def encode(vae: comfy.sd.VAE, pixels: Tensor) -> Tensor:
+    """IMAGE (B, H, W, 3) -> latents (B, 4, h, w), in float32 if the VAE's own precision overflows."""
+    return _finite(vae, lambda: vae.encode(pixels))
+
+
+def decode(vae: comfy.sd.VAE, latents: Tensor) -> Tensor:
+    """Latents (B, 4, h, w) -> IMAGE (B, H, W, 3), in float32 if the VAE's own precision overflows."""
+    return _finite(vae, lambda: vae.decode(latents))
+
+
+def _finite(vae: comfy.sd.VAE, run: Callable[[], Tensor]) -> Tensor:
+    result = run()
+    dtype = vae.vae_dtype
+    if dtype == torch.float32 or result.isfinite().all():
+        return result
+    logger.warning("the VAE overflows in %s: this is done in float32", dtype)
+    try:
+        _set_precision(vae, torch.float32)
+        return run()
+    finally:
+        _set_precision(vae, dtype)
+
+
+def _set_precision(vae: comfy.sd.VAE, dtype: torch.dtype) -> None:
+    vae.vae_dtype = dtype
+    vae.first_stage_model.to(dtype)
+
+
 class _FirstStage(nn.Module):
     """The tiny autoencoder as the host calls it: pixels (B, 3, H, W) in [-1, 1] <-> unscaled latents (B, C, h, w)."""
 
-    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor]):
+    def __init__(self, config: dict[str, Any]):
         super().__init__()
         self.autoencoder = TinyAutoencoder(config)
-        self.autoencoder.load_state_dict(weights)
 
     def encode(self, pixels: Tensor) -> Tensor:
         return self.autoencoder.encoder(pixels)
@@ -277,19 +445,22 @@ class _FirstStage(nn.Module):
         return self.autoencoder.decoder(latents)
 
 
-def _load_vae(folder: Path) -> tuple[comfy.sd.VAE, JointLatent]:
+def _load_vae(checkpoint: Checkpoint) -> tuple[comfy.sd.VAE, JointLatent]:
     """The VAE, and the format of the latents that the UNet sees of it."""
-    config, weights = read_json(folder / "config.json"), read_weights(folder)
-    kind = config["_class_name"]
-    latent_format = JointLatent(config["scaling_factor"], config.get("shift_factor") or 0.0)
+    config, weights, kind = checkpoint.config("vae"), checkpoint.weights("vae"), checkpoint.classes["vae"]
+    latent_format = JointLatent(config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0)
     if kind == "AutoencoderTiny":
-        first_stage = _FirstStage(config, weights).eval().requires_grad_(False)
+        first_stage = _FirstStage(config)
+        _fill(first_stage.autoencoder, weights, f"vae of {checkpoint.name}")
+        first_stage = first_stage.eval().requires_grad_(False)
         _fit_preview(latent_format, first_stage.encode)
         return _tiny_vae(config, first_stage), latent_format
     if kind != "AutoencoderKL":
         raise ValueError(f"vae: expected AutoencoderTiny or AutoencoderKL, got {kind}")
     check_fixed("vae", config, FIXED_IN_VAE)
-    latent_format.latent_rgb_factors = comfy.latent_formats.SD15().latent_rgb_factors
+    host_format = comfy.latent_formats.SDXL() if "text_encoder_2" in checkpoint.classes else comfy.latent_formats.SD15()
+    latent_format.latent_rgb_factors = host_format.latent_rgb_factors
+    latent_format.latent_rgb_factors_bias = host_format.latent_rgb_factors_bias
     return comfy.sd.VAE(sd=weights), latent_format
 
 

@@ -6,12 +6,16 @@ import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..unigs.conditions import check_task_inputs, control_picture, latent_mask, pad_to_multiple, paste_known
+from ..unigs.conditions import paste_known, vote
 from ..unigs.tasks import Task
-from .types import CATEGORY, as_masks_like, as_pictures, check_choices, image_batch, same_batch, size_of, spread
+from .conditioning import HALVES, NO_HOLD, check_task, picture_inputs, prepare, task_inputs
+from .types import CATEGORY, as_pictures, image_batch, size_of
+
+SEEDS = 2**64
 
 
 class UniGSSampler(io.ComfyNode):
@@ -25,33 +29,12 @@ class UniGSSampler(io.ComfyNode):
             "inpainting: image, coarse mask, prompt. synthesis: colormap, prompt. referring: image, prompt (and a "
             "coarse mask to look in). entity: image.",
             inputs=[
-                io.Model.Input("model", tooltip="From the UniGS Loader."),
-                io.Clip.Input("clip", tooltip="From the UniGS Loader."),
-                io.Vae.Input("vae", tooltip="From the UniGS Loader."),
-                io.Combo.Input(
-                    "task",
-                    options=[task.value for task in Task],
-                    default=Task.ENTITY.value,
-                    tooltip="inpainting: paint new things into the coarse mask. synthesis: paint a picture of a "
-                    "colormap. referring: find what the prompt names. entity: find everything.",
-                ),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What to paint or to find: dog and cat. Not looked at by the task entity.",
-                ),
-                io.String.Input(
-                    "negative",
-                    multiline=True,
-                    default="",
-                    tooltip="What to keep away from. Has an effect where cfg is not 1.",
-                ),
+                *task_inputs(),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
-                    max=2**64 - 1,
+                    max=SEEDS - 1,
                     control_after_generate=True,
                     tooltip="The same seed gives the same result.",
                 ),
@@ -84,18 +67,16 @@ class UniGSSampler(io.ComfyNode):
                     default="simple",
                     tooltip="How the noise decreases. simple is what the checkpoint's defaults are made for.",
                 ),
-                io.Image.Input(
-                    "image",
+                *picture_inputs(),
+                io.Int.Input(
+                    "ensemble",
+                    default=1,
+                    min=1,
+                    max=64,
                     optional=True,
-                    tooltip="The picture, for inpainting, referring and entity. Any size, any batch.",
+                    tooltip="For referring and entity: this many colormaps, of seed, seed + 1 and so on, vote on the "
+                    "colour of each pixel. Takes as many times as long.",
                 ),
-                io.Mask.Input(
-                    "coarse_mask",
-                    optional=True,
-                    tooltip="1 where to paint (inpainting) or to look (referring; without it: everywhere). One for "
-                    "each picture, or one for all.",
-                ),
-                io.Image.Input("colormap", optional=True, tooltip="For synthesis: the colormap of Colormap Encode."),
             ],
             outputs=[
                 io.Image.Output(
@@ -114,14 +95,17 @@ class UniGSSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, task: str | None = None, sampler_name: str | None = None, scheduler: str | None = None
+        cls,
+        task: str | None = None,
+        sampler_name: str | None = None,
+        scheduler: str | None = None,
+        hold: str | None = None,
     ) -> bool | str:
-        return check_choices(
-            {
-                "task": (task, [known.value for known in Task]),
-                "sampler_name": (sampler_name, comfy.samplers.SAMPLER_NAMES),
-                "scheduler": (scheduler, comfy.samplers.SCHEDULER_NAMES),
-            }
+        return check_task(
+            task,
+            hold,
+            sampler_name=(sampler_name, comfy.samplers.SAMPLER_NAMES),
+            scheduler=(scheduler, comfy.samplers.SCHEDULER_NAMES),
         )
 
     @classmethod
@@ -141,64 +125,62 @@ class UniGSSampler(io.ComfyNode):
         image: Tensor | None = None,
         coarse_mask: Tensor | None = None,
         colormap: Tensor | None = None,
+        hold: str = NO_HOLD,
+        ensemble: int = 1,
     ) -> io.NodeOutput:
-        from .native import checkpoint_of, with_task
+        from .native import decode, settings_of
 
-        # 1. Inputs, as the engine speaks: pictures (B, 3, H, W), coarse mask (B, H, W).
+        # 1. Inputs
         chosen = Task.parse(task)
-        checkpoint = checkpoint_of(model)
-        pixels = None if image is None else as_pictures(image, "image")
-        colors = None if colormap is None else as_pictures(colormap, "colormap")
-        check_task_inputs(
-            chosen,
-            has_image=pixels is not None,
-            has_colormap=colors is not None,
-            has_coarse_mask=coarse_mask is not None,
-            has_prompt=bool(prompt.strip()),
-        )
-        source_name, source = ("image", pixels) if chosen.spec.needs_image else ("colormap", colors)
-        assert source is not None  # checked above
-        size = size_of(source)
-        if coarse_mask is None or chosen.spec.coarse_mask == "full":
-            mask = torch.ones(1, *size, dtype=torch.bool)
-        else:
-            mask = as_masks_like(coarse_mask, "coarse_mask", size)
-            if not mask.flatten(1).any(dim=1).all():
-                raise ValueError("coarse_mask: nothing is selected; paint a region, or use Coarse Mask From Box")
-        batch = same_batch({source_name: source, "coarse_mask": mask})
-        source, mask = spread(source, batch), spread(mask, batch)
-
-        # 2. What the UNet sees beside the noise, padded to sides it can halve often enough.
-        control = control_picture(chosen, source, mask, source)
-        control = vae.encode(image_batch(pad_to_multiple(control, checkpoint.size_multiple)))
-        regions = latent_mask(pad_to_multiple(mask, checkpoint.size_multiple), size_of(control))
-
-        def conditioning(text: str) -> list:
-            encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-            return with_task(encoded, chosen, regions, control)
-
-        # 3. Denoise picture (channels 0-3) and colormap (4-7) together.
-        defaults = checkpoint.task_defaults[chosen]
-        steps = steps or int(defaults["num_inference_steps"])
-        empty = torch.zeros(batch, 8, *control.shape[2:])
-        latents = comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(empty, seed),
-            steps,
-            cfg or defaults["guidance_scale"],
-            sampler_name,
-            scheduler,
-            conditioning(chosen.spec.prompt(prompt)),
-            conditioning(negative),
-            empty,
-            callback=latent_preview.prepare_callback(model, steps),
-            seed=seed,
-        )
-
-        # 4. Back to pictures of the size that came in.
-        painted, painted_colormap = (vae.decode(half)[:, : size[0], : size[1]] for half in latents.chunk(2, dim=1))
-        if chosen is Task.INPAINTING:
-            painted = image_batch(
-                paste_known(painted.movedim(-1, 1), source.to(painted.device), mask.to(painted.device))
+        if ensemble > 1 and not chosen.spec.segments:
+            names = " and ".join(one.value for one in Task if one.spec.segments)
+            raise ValueError(
+                f"ensemble: {ensemble} colormaps can vote in the tasks {names} only, got {task}: set it to 1"
             )
+        ready = prepare(model, clip, vae, chosen, prompt, negative, image, coarse_mask, colormap, hold)
+        defaults = settings_of(model).task_defaults[chosen]
+        steps = steps or int(defaults["num_inference_steps"])
+
+        # 2. Denoise picture (channels 0-3) and colormap (4-7) together, once for each member of the ensemble.
+        preview = latent_preview.prepare_callback(model, steps * ensemble)
+        start = ready.latent["samples"]
+        latents = []
+        for member in range(ensemble):
+            throw_exception_if_processing_interrupted()
+
+            def callback(step: int, x0: Tensor, x: Tensor, total: int, member: int = member) -> None:
+                preview(member * total + step, x0, x, total * ensemble)
+
+            own_seed = (seed + member) % SEEDS
+            latents.append(
+                comfy.sample.sample(
+                    ready.model,
+                    comfy.sample.prepare_noise(start, own_seed),
+                    steps,
+                    cfg or defaults["guidance_scale"],
+                    sampler_name,
+                    scheduler,
+                    ready.positive,
+                    ready.negative,
+                    start,
+                    noise_mask=ready.latent.get("noise_mask"),
+                    callback=callback,
+                    seed=own_seed,
+                )
+            )
+
+        # 3. Back to pictures of the size that came in; what was held needs no way back.
+        height, width = size_of(ready.source)
+
+        def pixels(half: str, sample: Tensor) -> Tensor:
+            if ready.held is not None and half == hold:
+                return ready.held
+            return decode(vae, sample.chunk(2, dim=1)[HALVES.index(half)])[:, :height, :width]
+
+        painted = pixels("image", latents[0])
+        colormaps = [as_pictures(pixels("colormap", sample), "colormap") for sample in latents]
+        painted_colormap = image_batch(vote(torch.stack(colormaps)))
+        if chosen is Task.INPAINTING and hold != "image":
+            source, mask = ready.source.to(painted.device), ready.mask.to(painted.device)
+            painted = image_batch(paste_known(painted.movedim(-1, 1), source, mask))
         return io.NodeOutput(painted, painted_colormap)

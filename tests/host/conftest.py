@@ -10,6 +10,7 @@ from PIL import Image
 
 from demo.client import Prompt, Result
 from demo.comfyui import REPO, ComfyUI
+from tests.host.processes import run_in_host
 
 ARTIFACTS = REPO / "artifacts" / "host"
 
@@ -23,6 +24,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     args = ("--preview-method", "auto", "--extra-model-paths-config", str(paths))
     with ComfyUI(data=data, log=ARTIFACTS / "server.log", args=args) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def in_host() -> Callable[..., dict[str, Any]]:
+    """`in_host("script.py", *arguments)` runs a script of this folder in ComfyUI's environment; the JSON it prints."""
+    return run_in_host
 
 
 @pytest.fixture(scope="session")
@@ -70,13 +77,17 @@ class Graph:
     def output(node: list[Any], slot: int) -> list[Any]:
         return [node[0], slot]
 
+    def loader(self, checkpoint: str = "bundled", dtype: str = "default") -> dict[str, list[Any]]:
+        """A UniGS Loader: its outputs by the names of the inputs that take them."""
+        node = self.add("UniGSLoader", checkpoint=checkpoint, dtype=dtype)
+        return {name: self.output(node, slot) for slot, name in enumerate(("model", "clip", "vae"))}
+
     def sampler(self, task: str, **inputs: Any) -> list[Any]:
         """A UniGS Sampler with its loader; inputs that are not given have their defaults."""
-        loader = self.add("UniGSLoader", checkpoint="bundled", dtype="default")
         defaults = {"prompt": "", "negative": "", "seed": 1, "steps": 0, "cfg": 0.0}
         defaults |= {"sampler_name": "ddim", "scheduler": "simple"}
-        sockets = {name: self.output(loader, slot) for slot, name in enumerate(("model", "clip", "vae"))}
-        return self.add("UniGSSampler", task=task, **{**defaults, **sockets, **inputs})
+        loaded = {} if "model" in inputs else self.loader()
+        return self.add("UniGSSampler", task=task, **{**defaults, **loaded, **inputs})
 
 
 @pytest.fixture

@@ -1,141 +1,111 @@
 """Runs inside ComfyUI's own environment: native MODEL, CLIP and VAE beside the diffusers pipeline.
 
-`python parity.py REPO BUNDLED cpu-torch|any-torch`, with ComfyUI's folder on PYTHONPATH. Prints differences as JSON.
+`python parity.py REPO cpu-torch|any-torch BUNDLED`, with ComfyUI's folder on PYTHONPATH, prints differences as JSON.
+With `--full FILE` instead of BUNDLED it compares an original file of Stable Diffusion (`full_size.py` makes some).
 """
 
-import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
+from inside import begin, relative
 from torch import Tensor
 
 
-def start_host(cpu_torch: bool) -> None:
-    """ComfyUI's modules read the command line when they are imported."""
-    if cpu_torch:  # see demo/comfyui.py
-        sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
-    import comfy.options
+@dataclass(frozen=True)
+class Run:
+    """One way to sample, in the words of ComfyUI."""
 
-    sys.argv = ["main.py", "--cpu"]
-    comfy.options.enable_args_parsing()
+    task: str = "inpainting"
+    steps: int = 10
+    scale: float = 2.0
+    sampler: str = "ddim"
+    scheduler: str = "simple"
+    hold: str = "none"
 
-
-def import_pack(repo: Path) -> None:
-    """The repository as the package `pack`, as ComfyUI imports it."""
-    spec = importlib.util.spec_from_file_location("pack", repo / "__init__.py", submodule_search_locations=[str(repo)])
-    assert spec and spec.loader
-    sys.modules["pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["pack"])
+    def __str__(self) -> str:
+        held = "" if self.hold == "none" else f", {self.hold} held"
+        return f"{self.task}, {self.sampler}, {self.scheduler}, {self.steps} steps{held}"
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest value."""
-    return float((found - expected).abs().max() / expected.abs().max())
+TASKS = ("inpainting", "synthesis", "referring", "entity")
+SAMPLERS = [Run(sampler="euler"), Run(sampler="dpmpp_2m"), Run(scheduler="ddim_uniform")]
+HELD = [Run(task, sampler="euler", hold=half) for task in ("entity", "synthesis") for half in ("image", "colormap")]
 
 
-def make_sd_like(folder: Path, bundled: Path) -> Path:
-    """A random checkpoint that is as unlike the bundled one as a checkpoint may be; its folder."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from pack.unigs.pipeline import UniGSPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def scheduler_of(pipe: Any, run: Run) -> Any:
+    """What diffusers calls this sampler and scheduler."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(bundled / "tokenizer", local_files_only=True)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    pipe = UniGSPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        ),
-        text_encoder=CLIPTextModel(text).half(),  # as the host keeps it
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(
-            in_channels=13,
-            out_channels=8,
-            block_out_channels=(48, 96, 160),
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=2,
-            attention_head_dim=8,
-            norm_num_groups=16,
-            cross_attention_dim=48,
-            transformer_layers_per_block=2,
-            use_linear_projection=True,
-        ),
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            timestep_spacing="trailing",
-        ),
-    )
-    pipe.save_pretrained(folder)
-    return folder
+    kinds = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+    spacing = {"simple": "trailing", "ddim_uniform": "leading"}[run.scheduler]
+    return kinds[run.sampler].from_config(pipe.scheduler.config, timestep_spacing=spacing, steps_offset=1)
 
 
-def main(folder: Path, tasks: Sequence[str], runs: Sequence[tuple[int, float]], batch: int) -> dict[str, float]:
-    """Differences on one checkpoint; whole pictures of `tasks` with each `(steps, guidance scale)` of `runs`."""
+def compare_parts(
+    pipe: Any, model: Any, clip: Any, vae: Any, tasks: Sequence[str] = TASKS, size: tuple[int, int] = (40, 32)
+) -> Iterator[tuple[str, float]]:
+    """Text encoders, UNet and VAE, relative to the largest value."""
     import comfy.model_management
-    import comfy.sample
-    from pack.nodes import native
-    from pack.nodes.sample import UniGSSampler
+    from pack.nodes.native import with_task
     from pack.unigs.conditions import decode_latents, encode_pixels
-    from pack.unigs.pipeline import UniGSPipeline
     from pack.unigs.tasks import Task
 
-    model, clip, vae = native.load(folder)
-    pipe = UniGSPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    report: dict[str, float] = {}
-
-    for text in (
-        "",
-        "referring: find dog and cat.",
-        "inpainting: generate " + "a very long list of dogs and cats, " * 20,
-    ):
-        embeds = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
-        report[f"text, {len(text)} characters"] = relative(embeds, pipe.encode_prompt([text])[0])
+    texts = ("", "referring: find dog and cat.", "inpainting: generate " + "a very long list of dogs and cats, " * 20)
+    for text in texts:
+        embeds, options = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
+        expected, pooled = pipe.encode_prompt([text])
+        yield f"text, {len(text)} characters", relative(embeds, expected)
+        if pooled is not None:
+            yield f"text, pooled, {len(text)} characters", relative(options["pooled_output"], pooled)
 
     comfy.model_management.load_models_gpu([model])
-    channels = pipe.unet.config["in_channels"], pipe.unet.config["cross_attention_dim"]
-    noisy = torch.randn(2, channels[0], 40, 32, generator=generator)
-    context = torch.randn(2, pipe.tokenizer.model_max_length, channels[1], generator=generator)
-    for task in Task:
-        labels = torch.full((2,), task.spec.id) if pipe.unet.config["num_class_embeds"] else None
+    config = pipe.unet.config
+    noisy = torch.randn(2, 8, *size, generator=generator)
+    mask = (torch.rand(2, 1, *size, generator=generator) > 0.5).float()
+    control = torch.randn(2, 4, *size, generator=generator)
+    context = torch.randn(2, pipe.tokenizer.model_max_length, config["cross_attention_dim"], generator=generator)
+    wide = (config["projection_class_embeddings_input_dim"] or 6 * 256) - 6 * 256
+    pooled = torch.randn(1, wide, generator=generator)
+    inputs = torch.cat([noisy, mask, model.model.process_latent_in(control)], dim=1)
+    for task in map(Task, tasks):
+        ((_, options),) = with_task([[context, {"pooled_output": pooled}]], task, mask, control, (320, 256))
+        conds = model.model.extra_conds(**options, cross_attn=context, noise=noisy, device=noisy.device)
+        added = conds["y"].process_cond(2).cond if "y" in conds else None
+        expected = {"class_labels": torch.full((2,), task.spec.id)} if config["num_class_embeds"] else {}
+        if wide:
+            times = torch.tensor([[320.0, 256.0, 0.0, 0.0, 320.0, 256.0]]).expand(2, -1)
+            expected["added_cond_kwargs"] = {"text_embeds": pooled.expand(2, -1), "time_ids": times}
         for step in (999, 500, 0):
-            expected = pipe.unet(noisy, step, context, class_labels=labels).sample
-            found = model.model.diffusion_model(noisy, torch.full((2,), float(step)), context=context, y=labels)
-            report[f"UNet, {task.value}, step {step}"] = relative(found, expected)
+            found = model.model.diffusion_model(inputs, torch.full((2,), float(step)), context=context, y=added)
+            yield (
+                f"UNet, {task.value}, step {step}",
+                relative(found, pipe.unet(inputs, step, context, **expected).sample),
+            )
 
-    pixels = torch.rand(batch, 3, 32, 48, generator=generator)
+    pixels = torch.rand(2, 3, 32, 48, generator=generator)
     latents = encode_pixels(pipe.vae, pixels)
     format_ = model.model.latent_format
-    report["VAE encode"] = relative(format_.process_in(vae.encode(pixels.movedim(1, -1))), latents)
-    report["VAE decode"] = relative(
-        vae.decode(format_.process_out(latents)).movedim(-1, 1), decode_latents(pipe.vae, latents)
-    )
+    yield "VAE encode", relative(format_.process_in(vae.encode(pixels.movedim(1, -1))), latents)
+    decoded = vae.decode(format_.process_out(latents)).movedim(-1, 1)
+    yield "VAE decode", relative(decoded, decode_latents(pipe.vae, latents))
 
-    # Whole pictures. Smooth ones, of a size that has to be padded.
+
+def compare_pictures(
+    pipe: Any, model: Any, clip: Any, vae: Any, runs: list[Run], batch: int
+) -> Iterator[tuple[str, float]]:
+    """Whole pictures from the same noise: smooth ones, of a size that has to be padded. Mean difference in levels."""
+    import comfy.sample
+    from pack.nodes.sample import UniGSSampler
+    from pack.unigs.tasks import Task
+
     size = 40, 56
     rows, columns = torch.meshgrid(torch.linspace(0, 1, size[0]), torch.linspace(0, 1, size[1]), indexing="ij")
     image = torch.stack([rows, columns, 1 - rows])[None].expand(batch, -1, -1, -1)
@@ -145,55 +115,98 @@ def main(folder: Path, tasks: Sequence[str], runs: Sequence[tuple[int, float]], 
     colormap = torch.from_numpy(colormap).movedim(-1, 0)[None].float() / 255
     multiple = pipe.size_multiple
     shape = [-(-side // multiple) * multiple // pipe.vae_scale_factor for side in size]
-    for task in map(Task, tasks):
-        inputs = {"image": image} if task.spec.needs_image else {"colormap": colormap}
-        pictures = len(next(iter(inputs.values())))
+    for run in runs:
+        task = Task(run.task)
+        inputs: dict[str, Tensor] = {"image": image} if task.spec.needs_image else {"colormap": colormap}
+        inputs |= {"image": image} if run.hold == "image" else {}
+        inputs |= {"colormap": colormap} if run.hold == "colormap" else {}
+        pictures = max(map(len, inputs.values()))
         noise = comfy.sample.prepare_noise(torch.zeros(pictures, 8, *shape), 7)
         words = "dog and cat" if task.spec.needs_prompt else ""
         masked = {"coarse_mask": mask} if task in (Task.INPAINTING, Task.REFERRING) else {}
-        for steps, scale in runs:
-            expected = pipe(
-                task,
-                prompt=words or None,
-                latents=noise,
-                output_type="pt",
-                num_inference_steps=steps,
-                guidance_scale=scale,
-                **inputs,
-                **masked,
-            )
-            found = UniGSSampler.execute(
-                model,
-                clip,
-                vae,
-                task.value,
-                words,
-                "",
-                7,
-                steps,
-                scale,
-                "ddim",
-                "simple",
-                **{name: value.movedim(1, -1) for name, value in inputs.items()},
-                **{name: value.float() for name, value in masked.items()},
-            )
-            for name, mine, other in zip(
-                ("image", "colormap"), found.args, (expected.images, expected.colormaps), strict=True
-            ):
-                difference = (mine.movedim(-1, 1) - other).abs().mean() * 255
-                report[f"{name}, {task.value}, {steps} steps"] = float(difference)
+        pipe.scheduler = scheduler_of(pipe, run)
+        expected = pipe(
+            task,
+            prompt=words or None,
+            latents=noise,
+            output_type="pt",
+            num_inference_steps=run.steps,
+            guidance_scale=run.scale,
+            hold=None if run.hold == "none" else run.hold,
+            **inputs,
+            **masked,
+        )
+        found = UniGSSampler.execute(
+            model,
+            clip,
+            vae,
+            run.task,
+            words,
+            "",
+            7,
+            run.steps,
+            run.scale,
+            run.sampler,
+            run.scheduler,
+            hold=run.hold,
+            **{name: value.movedim(1, -1) for name, value in inputs.items()},
+            **{name: value.float() for name, value in masked.items()},
+        )
+        for name, mine, other in zip(
+            ("image", "colormap"), found.args, (expected.images, expected.colormaps), strict=True
+        ):
+            yield f"{name}, {run}", float((mine.movedim(-1, 1) - other).abs().mean() * 255)
+            if name == run.hold:
+                yield f"given {name}, {run}", float((mine.movedim(-1, 1) - inputs[name]).abs().max())
+
+
+def compare(place: Path, runs: list[Run], batch: int = 2) -> dict[str, float]:
+    """Differences on one UniGS checkpoint."""
+    from pack.nodes import native
+    from pack.unigs.checkpoints import open_checkpoint
+    from pack.unigs.pipeline import UniGSPipeline
+
+    parts = native.load(open_checkpoint(place))
+    pipe = UniGSPipeline.from_pretrained(place)
+    pipe.set_progress_bar_config(disable=True)
+    return dict([*compare_parts(pipe, *parts), *compare_pictures(pipe, *parts, runs, batch)])
+
+
+def compare_full(file: Path) -> dict[str, float]:
+    """Differences on an original file of Stable Diffusion, widened by both. The UNets are views of the same file."""
+    from pack.nodes import native
+    from pack.unigs.checkpoints import open_checkpoint
+    from pack.unigs.pipeline import UniGSPipeline
+
+    checkpoint = open_checkpoint(file)
+    model, clip, vae = native.load(checkpoint, checkpoint.weights("unet")["out.0.weight"].dtype)
+    pipe = UniGSPipeline.from_inpainting(file, torch_dtype="auto")
+    mine, theirs = model.model.diffusion_model, pipe.unet
+    new = {  # what widening leaves zero
+        mine.input_blocks[0][0].weight: theirs.conv_in.weight,
+        mine.out[2].weight: theirs.conv_out.weight,
+        mine.label_emb["task"].weight: theirs.class_embedding.weight,
+    }
+    for weight, other in new.items():
+        other.copy_(weight.copy_(0.02 * torch.randn(weight.shape)))
+    return dict(compare_parts(pipe, model, clip, vae, ["referring"], (16, 24)))
+
+
+def main(bundled: Path) -> dict[str, dict[str, float]]:
+    from checkpoints import FAMILIES, make, make_odd
+
+    with tempfile.TemporaryDirectory() as made:
+        every = [Run(task, steps, scale) for task in TASKS for steps, scale in ((1, 1.0), (20, 2.0))]
+        report = {"bundled": compare(bundled, [*every, *SAMPLERS, *HELD])}
+        for family in FAMILIES:
+            place = make(family, Path(made) / family, bundled)
+            report[family] = compare(place, [replace(run, steps=4) for run in [Run(), *SAMPLERS]])
+        odd = make_odd(Path(made) / "odd", bundled)
+        report["odd"] = compare(odd, [Run(steps=2, scale=3.0)], batch=1)
     return report
 
 
 if __name__ == "__main__":
-    repo, bundled, torch_kind = sys.argv[1:]
-    start_host(torch_kind == "cpu-torch")
-    import_pack(Path(repo))
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as made:
-        other = make_sd_like(Path(made), Path(bundled))
-        every = ["inpainting", "synthesis", "referring", "entity"]
-        report = {
-            "bundled": main(Path(bundled), every, [(1, 1.0), (20, 2.0)], batch=2),
-            "SD-like": main(other, ["inpainting"], [(2, 3.0)], batch=1),
-        }
-        print(json.dumps(report))
+    option, *file = begin(sys.argv)
+    with torch.inference_mode():
+        print(json.dumps(compare_full(Path(file[0])) if option == "--full" else main(Path(option))))

@@ -211,7 +211,7 @@ def test_the_model_in_another_sampler_says_what_to_use(server, graph):
         denoise=1.0,
     )
     graph.add("PreviewImage", images=graph.add("VAEDecode", samples=sampled, vae=graph.output(loader, 2)))
-    assert "UniGS Sampler" in str(failure(server, graph))
+    assert "UniGS Sampler" in (told := str(failure(server, graph))) and "UniGS Conditioning" in told
 
 
 def test_cancel_takes_effect_and_leaves_the_server_well(server, graph, picture):

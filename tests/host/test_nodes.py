@@ -10,8 +10,12 @@ INPUTS = {
     "UniGSCoarseMaskFromBox": ["boxes", "width", "height", "kind", "seed", "image", "bboxes"],
     "UniGSSampler": [
         *["model", "clip", "vae", "task", "prompt", "negative", "seed", "steps", "cfg", "sampler_name", "scheduler"],
-        *["image", "coarse_mask", "colormap"],
+        *["image", "coarse_mask", "colormap", "hold", "ensemble"],
     ],
+    "UniGSConditioning": [
+        *["model", "clip", "vae", "task", "prompt", "negative", "image", "coarse_mask", "colormap", "hold"],
+    ],
+    "UniGSSplitLatent": ["latent"],
     "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background", "model", "components"],
     "UniGSEntityMaskSplit": ["masks", "order", "min_area", "index", "crop", "image"],
 }
@@ -20,6 +24,8 @@ OUTPUTS = {
     "UniGSColormapEncode": ["IMAGE"],
     "UniGSCoarseMaskFromBox": ["MASK", "MASK"],
     "UniGSSampler": ["IMAGE", "IMAGE"],
+    "UniGSConditioning": ["MODEL", "CONDITIONING", "CONDITIONING", "LATENT"],
+    "UniGSSplitLatent": ["LATENT", "LATENT"],
     "UniGSDichotomyDecode": ["MASK", "IMAGE", "IMAGE", "INT", "FLOAT"],
     "UniGSEntityMaskSplit": ["MASK", "BBOX", "MASK", "IMAGE"],
 }
@@ -28,6 +34,8 @@ DISPLAY_NAMES = {
     "UniGSColormapEncode": "Colormap Encode",
     "UniGSCoarseMaskFromBox": "Coarse Mask From Box",
     "UniGSSampler": "UniGS Sampler",
+    "UniGSConditioning": "UniGS Conditioning",
+    "UniGSSplitLatent": "UniGS Split Latent",
     "UniGSDichotomyDecode": "Dichotomy Decode",
     "UniGSEntityMaskSplit": "Entity Mask Split",
 }

@@ -1,0 +1,45 @@
+"""LoRAs, little memory, a VAE that overflows, weights in OpenCLIP's names: in one process of the host."""
+
+import importlib.util
+
+import pytest
+
+from unigs.checkpoints import bundled_model_dir
+
+
+@pytest.fixture(scope="module")
+def found(in_host) -> dict[str, dict[str, float]]:
+    return in_host("features.py", bundled_model_dir())
+
+
+@pytest.mark.parametrize("family", ["SD 1", "SDXL"])
+def test_a_lora_of_the_base_model_loads_like_everywhere(found, family):
+    seen = found[f"LoRA, {family}"]
+    assert seen["layers patched"] == seen["layers in the file"] > 5
+    assert seen["change of the UNet"] > 0.05 and seen["change of the text"] > 0.01
+    assert seen["difference from the weights added by hand"] < 1e-5
+    assert seen["difference after it is taken off"] == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="no peft")
+def test_a_lora_does_what_it_does_in_diffusers(found):
+    assert found["LoRA, SD 1"]["PEFT: before"] > 0.05 and found["LoRA, SD 1"]["PEFT: difference"] < 1e-5
+
+
+@pytest.mark.parametrize("family", ["SD 1", "SDXL"])
+@pytest.mark.parametrize("loaded", ["none", "half"])
+def test_on_little_memory_the_output_is_the_same(found, family, loaded):
+    """What --lowvram and --novram do, which a torch without GPU cannot be started with."""
+    seen = found[f"LoRA, {family}"]
+    assert seen[f"{loaded} of it loaded: offloaded"] is True
+    assert seen[f"{loaded} of it loaded: difference"] < 1e-6
+
+
+def test_a_vae_that_overflows_is_run_in_full_precision(found):
+    seen = found["overflow"]
+    assert not seen["the host's own encode is finite"] and not seen["the host's own decode is finite"]
+    assert seen["difference"] < 1e-5 and seen["warnings"] == 2 and seen["precision is restored"]
+
+
+def test_text_encoders_in_the_names_of_openclip(found):
+    assert all(found["OpenCLIP"].values()), found["OpenCLIP"]
