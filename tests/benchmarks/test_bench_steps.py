@@ -88,7 +88,7 @@ class Echo:
 def test_painting_is_measured_inside_the_region_and_by_the_entities_of_the_colormap():
     masks = np.zeros((1, 64, 64), bool)
     masks[0, 8:32, 8:32] = True
-    record = Record(np.full((64, 64, 3), 128, np.uint8), masks, ["dog"], np.ones(1, bool))
+    record = Record.from_arrays(np.full((64, 64, 3), 128, np.uint8), masks, ["dog"], np.ones(1, bool))
     for task in (Task.INPAINTING, Task.SYNTHESIS):
         quality = painting(Echo(), task, [record] * 3, EvaluateConfig(batch_size=2))
         assert quality == pytest.approx({"mIoU": 1.0, "PSNR": 20.0}, abs=1e-4)

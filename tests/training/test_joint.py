@@ -49,14 +49,14 @@ def test_nouns_stand_from_left_to_right(scenes):
     record = scenes[0]
     left, right = np.zeros((64, 64), bool), np.zeros((64, 64), bool)
     left[10:20, 2:12], right[10:20, 40:50] = True, True
-    record = Record(record.image, np.stack([right, left]), ["dog", "cat"], np.ones(2, bool))
+    record = Record.from_arrays(record.image, np.stack([right, left]), ["dog", "cat"], np.ones(2, bool))
     assert make_example(record, np.random.default_rng(0), PALETTE, task=Task.SYNTHESIS).nouns == ["cat", "dog"]
 
 
 def test_two_of_a_kind_are_counted(scenes):
     masks = np.zeros((3, 64, 64), bool)
     masks[0, :9, :9], masks[1, 30:40, 20:30], masks[2, 50:60, 50:60] = True, True, True
-    record = Record(scenes[0].image, masks, ["dog", "cat", "dog"], np.ones(3, bool))
+    record = Record.from_arrays(scenes[0].image, masks, ["dog", "cat", "dog"], np.ones(3, bool))
     example = make_example(record, np.random.default_rng(0), PALETTE, task=Task.SYNTHESIS)
     assert example.prompt == "synthesis: generate 2 dogs and cat."
     for seed in range(20):  # who asks for dogs gets both
@@ -101,7 +101,7 @@ def test_at_most_four_entities_except_for_the_entity_task(scenes):
     masks = np.zeros((8, 64, 64), bool)
     for i in range(8):
         masks[i, 8 * i : 8 * i + 6, 8 * i : 8 * i + 6] = True
-    record = Record(scenes[0].image, masks, [f"kind{i}" for i in range(8)], np.ones(8, bool))
+    record = Record.from_arrays(scenes[0].image, masks, [f"kind{i}" for i in range(8)], np.ones(8, bool))
     for task in Task:
         most = max(len(make_example(record, np.random.default_rng(s), PALETTE, task=task).masks) for s in range(40))
         assert most == {Task.INPAINTING: 4, Task.SYNTHESIS: 4, Task.REFERRING: 2, Task.ENTITY: 8}[task]

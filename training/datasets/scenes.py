@@ -86,11 +86,16 @@ class Scenes:
     """
 
     SPLITS = {"train": 0, "heldout": 1}
+    exhaustive = True  # as RecordSet has it
 
     def __init__(self, library: SpriteLibrary, size: int = 128, split: str = "train", max_objects: int = 3):
         if split not in self.SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {list(self.SPLITS)}")
         self.library, self.size, self.split, self.max_objects = library, size, split, max_objects
+
+    @property
+    def nouns(self) -> list[str]:
+        return self.library.nouns
 
     def __getitem__(self, index: int) -> Record:
         rng = np.random.default_rng([self.SPLITS[self.split], index])
@@ -117,7 +122,7 @@ class Scenes:
             return None
         contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-15, 15)
         image = np.clip((canvas - 128) * contrast + 128 + brightness, 0, 255).astype(np.uint8)
-        return Record(image, masks, nouns, np.ones(count, bool), place)
+        return Record.from_arrays(image, masks, nouns, place=place)
 
 
 def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
