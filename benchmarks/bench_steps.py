@@ -156,12 +156,16 @@ def plot(found: dict[Task, Curves], title: str, panel: tuple[int, int] = (430, 3
     sheet = Image.new("RGB", (columns * width, head + -(-len(shown) // columns) * height), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((14 * ENLARGED, 9 * ENLARGED), title, INK, font(15))
-    x = 14 * ENLARGED
+    x, y = 14 * ENLARGED, 42 * ENLARGED
     for sampler in [name for name in SAMPLERS if any(name in curves for curves in found.values())]:
-        y = 42 * ENLARGED
         pen.line([(x, y), (x + 26 * ENLARGED, y)], COLORS[sampler], 2 * ENLARGED)
         pen.text((x + 32 * ENLARGED, y), sampler, INK, font(13), anchor="lm")
         x += 50 * ENLARGED + int(pen.textlength(sampler, font(13)))
+    best = next((best for curves in found.values() if (best := reference(curves))), None)
+    if best:
+        dashes(pen, (x, y), (x + 26 * ENLARGED, y))
+        text = f"{100 * SHARE:.0f} % of DDIM with {best[0]} steps, and the fewest steps of DDIM that reach it"
+        pen.text((x + 32 * ENLARGED, y), text, INK, font(13), anchor="lm")
     for number, (task, measure) in enumerate(shown):
         corner = number % columns * width, head + number // columns * height
         draw_panel(pen, corner, (width, height), task, measure, found[task])
@@ -185,8 +189,8 @@ def draw_panel(
         along = math.log(n / steps[0]) / math.log(steps[-1] / steps[0]) if len(steps) > 1 else 0.5
         return left + (right - left) * (0.03 + 0.94 * along), bottom - (bottom - top) * (value - low) / (high - low)
 
-    unit = "dB" if measure == "PSNR" else ""
-    pen.text((left, top - 8 * ENLARGED), f"{task.value}: {measure} {unit}".strip(), INK, font(14), anchor="ls")
+    title = f"{task.value}: {measure}" + (", dB" if measure == "PSNR" else "")
+    pen.text((left, top - 8 * ENLARGED), title, INK, font(14), anchor="ls")
     for tick in ticks(low, high):
         y = at(steps[0], tick)[1]
         pen.line([(left, y), (right, y)], LIGHT, ENLARGED)
@@ -200,15 +204,12 @@ def draw_panel(
     if best:
         y = at(steps[0], limit[0])[1]
         dashes(pen, (left, y), (right, y))
-        above = y - top > 20 * ENLARGED
-        text = f"{100 * SHARE:.0f} % of DDIM, {best[0]} steps"
-        place = right - 5 * ENLARGED, y + (-3 if above else 3) * ENLARGED
-        pen.text(place, text, GRAY, font(11), anchor="rs" if above else "rt")
     chosen = enough_steps(task, curves).get("DDIM")
     if chosen:
         x = at(chosen, low)[0]
         dashes(pen, (x, top), (x, bottom))
-        pen.text((x + 5 * ENLARGED, bottom - 5 * ENLARGED), f"enough: {chosen}", INK, font(12), anchor="ls")
+        side, anchor = (5, "ls") if x < (left + right) / 2 else (-5, "rs")
+        pen.text((x + side * ENLARGED, bottom - 5 * ENLARGED), f"enough: {chosen}", INK, font(12), anchor=anchor)
     for sampler, curve in reversed(curves.items()):  # DDIM on top
         points = [at(n, quality[measure]) for n, quality in sorted(curve.items())]
         pen.line(points, COLORS[sampler], 2 * ENLARGED, joint="curve")
@@ -277,7 +278,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     pipe = UniGSPipeline.from_pretrained(options.model)
-    model = options.model.name if options.model else "the bundled model"
+    model = options.model.name if options.model else "unigs-tiny"
     settings = {"model": model, "scenes": options.scenes, "batch size": options.batch_size, "seed": options.seed}
     store = Store(options.json, settings)
     scenes = Scenes(SpriteLibrary(options.sprites, KINDS), pipe.default_size, "heldout", EvaluateConfig.max_objects)
@@ -309,7 +310,7 @@ def main() -> None:
             f"{task.value}: the rule gives {chosen or 'no number of'} steps of DDIM; the checkpoint's default is {now}"
         )
     if options.plot and store.found:
-        plot(store.found, f"{model}: quality and steps, {options.scenes} held-out scenes").save(options.plot)
+        plot(store.found, f"{model}: quality against steps, {options.scenes} held-out scenes").save(options.plot)
 
 
 if __name__ == "__main__":
