@@ -104,7 +104,7 @@ class RecordSet(ABC):
 
     Attributes:
         nouns: every noun that a record of it may have.
-        exhaustive: whether everything that has one of the nouns is annotated, so that a noun without an entity means that
+        exhaustive: whether everything that has one of the nouns is annotated: a noun without an entity then means that
             there is none in the picture.
     """
 

@@ -5,7 +5,7 @@ begin with zeros.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -15,14 +15,14 @@ class Rle(TypedDict):
     """A compressed run-length encoding: size [H, W] and the packed runs."""
 
     size: list[int]
-    counts: bytes
+    counts: str | bytes
 
 
 def encode_masks(masks: np.ndarray) -> list[Rle]:
     """One RLE for each mask of (N, H, W) bool."""
     if len(masks) == 0:
         return []
-    return coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    return cast(list[Rle], coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))))
 
 
 def area(rle: Rle) -> int:
@@ -44,8 +44,8 @@ def parse_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
     """The mask that a COCO file describes for a picture of size (H, W); None if it has no pixels.
 
     Args:
-        segmentation: polygons [[x, y, ...], ...], or {"size": [H, W], "counts": c} with whole numbers (runs) or a string
-            (packed) as c. Polygons of fewer than three points are left out.
+        segmentation: polygons [[x, y, ...], ...], or {"size": [H, W], "counts": c} where c is a list of runs or
+            a packed string. Polygons of fewer than three points are left out.
 
     Raises:
         ValueError: it is none of them, or made for a picture of another size.
@@ -53,6 +53,7 @@ def parse_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
     Source: https://cocodataset.org/#format-data
     """
     height, width = size
+    rle: Any
     if isinstance(segmentation, list):
         # pycocotools would take a list of four numbers for a box
         polygons = [polygon for polygon in segmentation if isinstance(polygon, list) and len(polygon) >= 6]
@@ -68,7 +69,7 @@ def parse_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
         if isinstance(counts, list):
             if sum(counts) != height * width or min(counts, default=0) < 0:
                 raise ValueError(f"the runs of a mask have {sum(counts)} pixels, the picture {height * width}")
-            rle = coco_mask.frPyObjects(segmentation, height, width)
+            rle = coco_mask.frPyObjects(cast(Any, segmentation), height, width)
         else:
             rle = {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
     else:

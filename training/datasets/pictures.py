@@ -1,4 +1,4 @@
-"""Reading pictures, and what happens to those that cannot be read: counted, named, skipped, and too many end the run."""
+"""Reading pictures. Those that cannot be read are counted, named and skipped; too many end the run."""
 
 import logging
 import struct
