@@ -1,16 +1,26 @@
 """A record becomes a training example of one task: what is visible first, then colours, coarse mask and prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from training.datasets import Record
+from training.datasets.mixture import Mixture
+from training.datasets.pictures import BadPicture, BadPictures
+from training.datasets.scenes import Scenes
+from training.geometry import Geometry, View, whole_view
 from unigs.coarse_mask import coarse_mask_of_masks
 from unigs.palette import LocationAwarePalette
 from unigs.tasks import Task, join_nouns
 
 MAX_ENTITIES = 4  # entities of a sample, except for the entity task (supplementary of the paper, section 1)
 FULL_MASK_SHARE = 0.5  # share of referring examples whose coarse mask is everything: then only the words tell
+MAX_SKIPPED = 1000  # records in a row without anything to learn from, before something must be wrong
+IRREGULAR = {
+    **{"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "knife": "knives"},
+    **{"sheep": "sheep", "fish": "fish", "broccoli": "broccoli", "shelf": "shelves", "foot": "feet", "leaf": "leaves"},
+}
 ONE_TARGET_SHARE = 0.75  # share of referring examples that ask for one kind, the others for up to two
 
 
@@ -36,6 +46,10 @@ class Example:
     masks: np.ndarray
 
 
+class NothingToSee(ValueError):
+    """A record without an entity that an example of the task could be about."""
+
+
 def make_example(
     record: Record,
     rng: np.random.Generator,
@@ -43,53 +57,164 @@ def make_example(
     task: Task | None = None,
     *,
     tasks: tuple[Task, ...] = tuple(Task),
-    vocabulary: list[str] | None = None,
+    geometry: Geometry | None = None,
+    vocabulary: Sequence[str] | None = None,
     negatives: float = 0.0,
     caption_dropout: float = 0.0,
 ) -> Example:
     """Draw one example of `task`, or of a task drawn from `tasks` by their sample ratios.
 
     Args:
+        geometry: how the picture is resized, cropped and mirrored, before anything else; None: not at all.
         vocabulary: nouns that a negative may ask for; None: no negatives.
         negatives: share of referring examples that ask for an absent object; their colormap is empty.
         caption_dropout: share of the examples that paint (inpainting, synthesis) with an empty prompt, for guidance.
+
+    Raises:
+        NothingToSee: no entity of the record is visible, or, for referring, none that can be asked for.
+        BadPicture: its picture cannot be read.
     """
     if task is None:
-        ratios = np.array([item.spec.sample_ratio for item in tasks])
-        task = tasks[rng.choice(len(tasks), p=ratios / ratios.sum())]
-    shape = record.image.shape[:2]
-    chosen = np.arange(len(record.labels))
+        task = draw_task(rng, tasks)
+    view = whole_view(record) if geometry is None else geometry(record, rng)
+    if not view.labels:
+        raise NothingToSee(f"nothing of the entities of {record.key} is visible")
+    shape = view.image.shape[:2]
+    chosen = np.arange(len(view.labels))
     coarse = np.ones(shape, bool)
     asked: list[str] | None = None
     if task is Task.INPAINTING:
         chosen = _subset(rng, len(chosen), MAX_ENTITIES)
-        coarse = coarse_mask_of_masks(record.masks[chosen], "mixed", rng)
+        coarse = coarse_mask_of_masks(view.masks[chosen], "mixed", rng)
     elif task is Task.SYNTHESIS:
         chosen = chosen if len(chosen) <= MAX_ENTITIES else _subset(rng, len(chosen), MAX_ENTITIES)
     elif task is Task.REFERRING:
-        absent = [noun for noun in vocabulary or [] if noun not in record.labels]
+        absent = [noun for noun in vocabulary or [] if noun not in view.known]
         if absent and rng.random() < negatives:
             chosen = chosen[:0]
             asked = [absent[rng.integers(len(absent))]]
+        elif any(view.phrases):
+            chosen, asked = _by_phrase(view, rng)
         else:
-            chosen = _subset(rng, len(chosen), 1 if rng.random() < ONE_TARGET_SHARE else 2)
-            wanted = {record.labels[i] for i in chosen}  # everything of the asked kinds, also a second dog
-            chosen = np.array([i for i, noun in enumerate(record.labels) if noun in wanted])
+            chosen = _by_noun(view, rng, record.key)
         if rng.random() >= FULL_MASK_SHARE:
-            around = rng.random(len(record.labels)) < 0.5
+            around = rng.random(len(view.labels)) < 0.5
             around[chosen] = True
             if not around.any():
                 around[rng.integers(len(around))] = True
-            coarse = coarse_mask_of_masks(record.masks[around], "mixed", rng)
-    masks = record.masks[chosen]
+            coarse = coarse_mask_of_masks(view.masks[around], "mixed", rng)
+    elif len(chosen) > palette.grid**2:  # more than there are colours: the largest
+        chosen = np.sort(np.argsort(-view.masks.sum((1, 2)), kind="stable")[: palette.grid**2])
+    masks = view.masks[chosen]
     colormap = palette.encode(masks) if len(masks) else np.zeros((*shape, 3), np.uint8)
-    nouns = asked or _left_to_right(record, chosen)
+    nouns = asked or _left_to_right(view, chosen)
     prompt = task.spec.prompt(_phrase(nouns))
-    if record.place and task is Task.SYNTHESIS and rng.random() < 0.7:
-        prompt = task.spec.prompt(f"{_phrase(nouns)} {record.place}")
+    if view.place and task is Task.SYNTHESIS and rng.random() < 0.7:
+        prompt = task.spec.prompt(f"{_phrase(nouns)} {view.place}")
     if task.spec.control != "image" and rng.random() < caption_dropout:
         prompt = ""
-    return Example(task, record.image, colormap, coarse, prompt, nouns, masks)
+    return Example(task, view.image, colormap, coarse, prompt, nouns, masks)
+
+
+class JointExamples:
+    """Examples of a mixture of data sets by index: the same (seed, index) is always the same example.
+
+    A record whose picture is bad, or shows nothing to learn from, gives its place to the next one of its data set.
+
+    Args:
+        mixture: the data sets, and the seed.
+        palette: colours of the entities.
+        length: examples in all.
+        tasks: those to draw, by their sample ratios.
+        geometry: what the pictures are cut to; without it all must have one size already.
+        negatives, caption_dropout: as in `make_example`. Negatives are drawn only from data sets in which everything is
+            annotated.
+
+    Attributes:
+        bad_pictures: what was skipped, in this process.
+
+    Raises ValueError if the mixture has no data set for one of the tasks.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        palette: LocationAwarePalette,
+        length: int,
+        *,
+        tasks: tuple[Task, ...] = tuple(Task),
+        geometry: Geometry | None = None,
+        negatives: float = 0.0,
+        caption_dropout: float = 0.0,
+    ):
+        for task in tasks:
+            mixture.draw(0, task)
+        self.mixture, self.palette, self.length, self.tasks, self.geometry = mixture, palette, length, tasks, geometry
+        self.negatives, self.caption_dropout = negatives, caption_dropout
+        self.bad_pictures = BadPictures()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises TooManyBadPictures, and ValueError if record after record shows nothing to learn from."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"example {index} of {self.length}")
+        task = draw_task(self._generator(index), self.tasks)
+        dataset, first = self.mixture.draw(index, task)
+        for number in range(first, first + MAX_SKIPPED):
+            number = number if isinstance(dataset, Scenes) else number % len(dataset)
+            rng = self._generator(index)
+            draw_task(rng, self.tasks)
+            try:
+                example = make_example(
+                    dataset[number],
+                    rng,
+                    self.palette,
+                    task,
+                    geometry=self.geometry,
+                    vocabulary=dataset.nouns if dataset.exhaustive else None,
+                    negatives=self.negatives,
+                    caption_dropout=self.caption_dropout,
+                )
+            except BadPicture as error:
+                self.bad_pictures.count_bad(f"{type(dataset).__name__} {number}", error)
+            except NothingToSee:
+                self.bad_pictures.count_good()
+            else:
+                self.bad_pictures.count_good()
+                return example
+        raise ValueError(
+            f"{MAX_SKIPPED} records of {type(dataset).__name__} in a row, from {first}, have nothing for {task.value}: "
+            "lower min_pixels or min_share, or leave the data set out of this task"
+        )
+
+    def _generator(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.mixture.seed, 2, index])
+
+
+def draw_task(rng: np.random.Generator, tasks: tuple[Task, ...]) -> Task:
+    """One of the tasks, by their sample ratios."""
+    ratios = np.array([task.spec.sample_ratio for task in tasks])
+    return tasks[rng.choice(len(tasks), p=ratios / ratios.sum())]
+
+
+def _by_phrase(view: View, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    """The entities that one of the phrases refers to, and the phrase."""
+    about = [i for i, phrases in enumerate(view.phrases) if phrases]
+    phrases = view.phrases[about[rng.integers(len(about))]]
+    phrase = phrases[rng.integers(len(phrases))]
+    return np.array([i for i in about if phrase in view.phrases[i]]), [phrase]
+
+
+def _by_noun(view: View, rng: np.random.Generator, key: str) -> np.ndarray:
+    """The entities of one or two kinds, all of each: also a second dog."""
+    clear = np.array([i for i, noun in enumerate(view.labels) if noun not in view.not_to_ask], int)
+    if len(clear) == 0:
+        raise NothingToSee(f"{key}: of every kind there is more in the picture than the entities")
+    chosen = clear[_subset(rng, len(clear), 1 if rng.random() < ONE_TARGET_SHARE else 2)]
+    wanted = {view.labels[i] for i in chosen}
+    return np.array([i for i, noun in enumerate(view.labels) if noun in wanted])
 
 
 def _subset(rng: np.random.Generator, count: int, at_most: int) -> np.ndarray:
@@ -97,12 +222,26 @@ def _subset(rng: np.random.Generator, count: int, at_most: int) -> np.ndarray:
     return np.sort(rng.permutation(count)[: rng.integers(1, min(count, at_most) + 1)])
 
 
-def _left_to_right(record: Record, chosen: np.ndarray) -> list[str]:
-    centers = [np.flatnonzero(record.masks[i].any(0)).mean() for i in chosen]
-    return [record.labels[chosen[i]] for i in np.argsort(centers, kind="stable")]
+def _left_to_right(view: View, chosen: np.ndarray) -> list[str]:
+    centers = [np.flatnonzero(view.masks[i].any(0)).mean() for i in chosen]
+    return [view.labels[chosen[i]] for i in np.argsort(centers, kind="stable")]
 
 
 def _phrase(nouns: list[str]) -> str:
     """`["dog", "cat", "dog"]` -> `"2 dogs and cat"`: two of a kind are counted, not merged."""
     kinds = list(dict.fromkeys(nouns))
-    return join_nouns([noun if nouns.count(noun) == 1 else f"{nouns.count(noun)} {noun}s" for noun in kinds])
+    return join_nouns([noun if nouns.count(noun) == 1 else f"{nouns.count(noun)} {plural(noun)}" for noun in kinds])
+
+
+def plural(noun: str) -> str:
+    """ "dog" -> "dogs", "wine glass" -> "wine glasses", "skis" -> "skis"."""
+    before, space, word = noun.rpartition(" ")
+    if word in IRREGULAR:
+        word = IRREGULAR[word]
+    elif word.endswith(("ss", "us", "x", "z", "ch", "sh")):
+        word += "es"
+    elif word.endswith("y") and word[-2:-1] not in "aeiou":
+        word = word[:-1] + "ies"
+    elif not word.endswith("s"):
+        word += "s"
+    return before + space + word

@@ -73,7 +73,7 @@ def read_picture(path: Path, size: tuple[int, int], rotation: int = 0) -> np.nda
 
     Raises BadPicture if it is missing, cannot be decoded, or has another size.
     """
-    pixels = _read(path, lambda image: np.asarray(upright(image, rotation).convert("RGB")))
+    pixels = _read(path, lambda image: np.array(upright(image, rotation).convert("RGB")))
     if pixels.shape[:2] != size:
         raise BadPicture(
             f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height), its annotation says "

@@ -1,0 +1,147 @@
+"""Where the square of a training example lies in its picture, and what of the entities is left in it."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from training.datasets import Record
+
+# A mirrored picture needs a mirrored sentence. Shorthand may mean something else ("r", "at 3 o'clock"): a picture with
+# such a sentence is not mirrored at all.
+MIRRORED = re.compile(r"(?<![a-z])(left|right)(?=(?:most|hand|side|wards?|y|ie)?(?![a-z]))", re.IGNORECASE)
+UNCLEAR = re.compile(r"(?<![a-z])(l|r|lt|rt|lft|rgt|rite|east|west|clock|o'?clock)(?![a-z])", re.IGNORECASE)
+SWAP = {"left": "right", "right": "left"}
+
+
+@dataclass(frozen=True)
+class View:
+    """What an example shows of a record.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        masks: (N, H, W) bool, visible pixels, back to front; none is empty.
+        labels, is_thing, phrases: of these N entities, as in Record.
+        not_to_ask: nouns of which something may be in the picture that is no entity here.
+        known: nouns that are in the record, here or cut off: they are not absent.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    labels: list[str]
+    is_thing: np.ndarray
+    phrases: list[tuple[str, ...]]
+    place: str
+    not_to_ask: frozenset[str]
+    known: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Resize a picture until it just covers `size`, crop it, mirror it.
+
+    Attributes:
+        size: (H, W) of the example in pixels.
+        random_crop: crop anywhere; else in the middle.
+        flip: share of pictures that are mirrored. "left" and "right" in their phrases change places; pictures with
+            phrases that shorten them ("guy on rt") are never mirrored.
+        min_share: a thing is an entity of the example if at least this share of its visible pixels is in the crop,
+        min_pixels: and things and stuff are, if they have at least so many pixels in the example.
+
+    Raises ValueError for a size, or a share, that cannot be.
+    """
+
+    size: tuple[int, int]
+    random_crop: bool = True
+    flip: float = 0.5
+    min_share: float = 0.25
+    min_pixels: int = 64
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be two positive whole numbers (H, W), got {self.size}")
+        for name in ("flip", "min_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> View:
+        """The view of a record. Entities of which too little is left are not in it.
+
+        Raises BadPicture if the picture cannot be read.
+        """
+        height, width = record.size
+        scale = min(height / self.size[0], width / self.size[1])  # pixels of the picture for one of the example
+        window = (self.size[0] * scale, self.size[1] * scale)
+        share = rng.random(2) if self.random_crop else np.array([0.5, 0.5])
+        # whole pixels of the picture, so that one that need not be resized is only cut
+        top, left = (share * (np.array([height, width]) - np.ceil(np.round(window, 6)) + 1)).astype(int).tolist()
+        mirror = rng.random() < self.flip and not any(map(UNCLEAR.search, sum(record.phrases, ())))
+
+        image = crop_image(record.image, top, left, window, self.size)
+        whole = record.label_map
+        labels = crop_labels(whole, top, left, scale, self.size)
+        if mirror:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+
+        count = len(record.labels)
+        before = np.bincount(whole.ravel(), minlength=count + 1)[1:] / scale**2  # in pixels of the example
+        after = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        kept = (after >= max(1, self.min_pixels)) & ((after >= self.min_share * before) | ~record.is_thing)
+        cut_off = (after > 0) & ~kept
+        return _view(record, np.ascontiguousarray(image), labels, kept, cut_off, mirror)
+
+
+def whole_view(record: Record) -> View:
+    """The view of everything, as it is. Entities that others cover are not in it."""
+    labels = record.label_map
+    kept = np.bincount(labels.ravel(), minlength=len(record.labels) + 1)[1:] > 0
+    return _view(record, record.image, labels, kept, np.zeros_like(kept), False)
+
+
+def mirrored(phrase: str) -> str:
+    """A phrase about a mirrored picture: "the Left-most dog" -> "the Right-most dog"."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = SWAP[match[0].lower()]
+        return word.upper() if match[0].isupper() else word.capitalize() if match[0][0].isupper() else word
+
+    return MIRRORED.sub(swap, phrase)
+
+
+def crop_image(
+    image: np.ndarray, top: int, left: int, window: tuple[float, float], size: tuple[int, int]
+) -> np.ndarray:
+    """The window (height, width) of an image (h, w, 3) uint8, resized to size (H, W), antialiased."""
+    if window == size:
+        return image[top : top + size[0], left : left + size[1]]
+    bottom, right = min(top + window[0], image.shape[0]), min(left + window[1], image.shape[1])
+    box = (left, top, right, bottom)
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC, box))
+
+
+def crop_labels(labels: np.ndarray, top: int, left: int, scale: float, size: tuple[int, int]) -> np.ndarray:
+    """The same of a label map (h, w): every pixel takes the label under its centre."""
+    rows, columns = (
+        np.minimum((first + (np.arange(new) + 0.5) * scale).astype(int), old - 1)
+        for first, new, old in zip((top, left), size, labels.shape, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def _view(
+    record: Record, image: np.ndarray, label_map: np.ndarray, kept: np.ndarray, cut_off: np.ndarray, mirror: bool
+) -> View:
+    """The view with the entities that are `kept` (N,) bool, if something of those `cut_off` (N,) bool is seen too."""
+    numbers = np.flatnonzero(kept).tolist()
+    phrases = [record.phrases[i] for i in numbers]
+    return View(
+        image,
+        label_map == np.array(numbers, np.int32)[:, None, None] + 1,
+        [record.labels[i] for i in numbers],
+        record.is_thing[numbers],
+        [tuple(map(mirrored, sentences)) for sentences in phrases] if mirror else phrases,
+        record.place,
+        record.also_present | {record.labels[i] for i in np.flatnonzero(cut_off)},
+        record.also_present | set(record.labels),
+    )
