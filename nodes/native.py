@@ -238,6 +238,8 @@ def _load_unet(
     model_config = _Config(config, schedule.get("prediction_type", "epsilon"), latent_format)
     dtype = model_config.choose_dtype(checkpoint.weights("unet"), dtype)
     weights = checkpoint.weights("unet", dtype)
+    if comfy.utils.DISABLE_MMAP:
+        weights = {name: weight.clone() for name, weight in weights.items()}
     if is_widened:
         ends = ("input_blocks.0.0", "out.2") if checkpoint.family else ("conv_in", "conv_out")
         weights = widen_weights(weights, True, *ends)

@@ -64,6 +64,11 @@ def make_lora(modules: dict[str, nn.Module], names: dict[str, str]) -> tuple[dic
     return lora, added
 
 
+def diffusers_name(layer: str) -> str:
+    """What diffusers' own LoRA files call a layer. PEFT's names of attention layers are known to no ComfyUI."""
+    return "unet." + layer.replace(".to_", ".processor.to_").replace(".to_out.0", ".to_out")
+
+
 def lora(place: Path, layers: dict[str, str], text_names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """A LoRA of the base model through the host's own loader, beside its weights added to diffusers' UNet by hand."""
     import comfy.model_management
@@ -83,6 +88,16 @@ def lora(place: Path, layers: dict[str, str], text_names: tuple[str, ...]) -> It
     patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
     yield "layers patched", len(patched.patches) + len(patched_clip.patcher.patches)
     yield "layers in the file", len(layers) + len(text_names)
+    unet_only, _ = make_lora(modules, {layer: diffusers_name(layer) for layer in layers})
+    older = {
+        name.replace(".lora_down", "_lora.down").replace(".lora_up", "_lora.up"): weight
+        for name, weight in unet_only.items()
+        if not name.endswith(".alpha")
+    }
+    yield (
+        "layers patched, in diffusers' names",
+        len(comfy.sd.load_lora_for_models(model, None, older, 1.0, 1.0)[0].patches),
+    )
 
     run = unet_output(model)
     comfy.model_management.load_models_gpu([model])
@@ -150,6 +165,30 @@ def heard(logger: logging.Logger) -> Iterator[list[str]]:
         yield messages
     finally:
         logger.removeHandler(listener)
+
+
+def mapped(place: Path) -> Iterator[tuple[str, Any]]:
+    """Whether the UNet's weights lie in the file and not in memory; always, where the system does not tell."""
+    from pack.nodes import native
+    from pack.unigs.checkpoints import open_checkpoint
+
+    maps = Path("/proc/self/maps")
+    for name, dtype, disabled in (
+        ("the file's precision", torch.float32, False),
+        ("another", torch.float16, False),
+        ("the file's, --disable-mmap", torch.float32, True),
+    ):
+        native.comfy.utils.DISABLE_MMAP = disabled
+        model, _, _ = native.load(open_checkpoint(place), dtype)
+        lines = (
+            [line for line in maps.read_text().splitlines() if "diffusion_pytorch_model" in line]
+            if maps.exists()
+            else []
+        )
+        ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+        pointer = model.model.diffusion_model.middle_block[1].proj_in.weight.data_ptr()
+        yield f"in the file, {name}", any(first <= pointer < last for first, last in ranges) or not maps.exists()
+    native.comfy.utils.DISABLE_MMAP = False
 
 
 def overflow(place: Path) -> Iterator[tuple[str, Any]]:
@@ -236,6 +275,7 @@ if __name__ == "__main__":
                     tuple(f"lora_te{n}_text_model_encoder_layers_1_self_attn_q_proj" for n in (1, 2)),
                 )
             ),
+            "memory": dict(mapped(sd)),
             "overflow": dict(overflow(bundled)),
             "OpenCLIP": dict(open_clip()),
         }

@@ -5,21 +5,21 @@ import pytest
 
 from demo.client import Interrupted, NodeFailed
 
-SETTINGS = {"seed": 5, "steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
+SETTINGS = {"seed": 5, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
 
 
 @pytest.fixture(scope="module")
 def picture(upload):
     """Flat shapes, of a size that needs no padding."""
-    pixels = np.full((96, 128, 3), 200, np.uint8)
-    pixels[20:70, 30:90] = (180, 60, 40)
+    pixels = np.full((64, 96, 3), 200, np.uint8)
+    pixels[20:50, 30:70] = (180, 60, 40)
     return upload("shapes.png", pixels)
 
 
 @pytest.fixture(scope="module")
 def colours(upload):
-    pixels = np.zeros((96, 128, 3), np.uint8)
-    pixels[20:70, 30:90] = (0, 128, 255)
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[20:50, 30:70] = (0, 128, 255)
     return upload("colours.png", pixels)
 
 
@@ -79,7 +79,7 @@ def test_a_half_is_held(server, graph, shown, picture, colours, task, half):
 def test_what_is_held_is_pasted_nowhere_else(server, graph, shown, picture):
     """Inpainting under a held picture returns that picture, hole and all."""
     image = graph.add("LoadImage", image=picture)
-    mask = graph.add("UniGSCoarseMaskFromBox", boxes="30,30,80,80", width=128, height=96, kind="box", seed=0)
+    mask = graph.add("UniGSCoarseMaskFromBox", boxes="30,20,70,50", width=96, height=64, kind="box", seed=0)
     painted = sampled(graph, "inpainting", image=image, coarse_mask=mask, prompt="dog", hold="image")
     given = graph.add("PreviewImage", images=image)[0]
     done = server.client.run(graph.prompt)
@@ -107,7 +107,7 @@ def test_what_is_held_must_have_the_size_of_the_picture(server, graph, picture, 
     small = upload("small.png", np.zeros((32, 64, 3), np.uint8))
     inputs = {"image": graph.add("LoadImage", image=picture), "colormap": graph.add("LoadImage", image=small)}
     sampled(graph, "entity", hold="colormap", **inputs)
-    assert "image (96, 128) and {'colormap': (32, 64)}" in failure(server, graph)
+    assert "image (64, 96) and {'colormap': (32, 64)}" in failure(server, graph)
 
 
 def test_other_latents_are_not_split(server, graph):
@@ -145,7 +145,7 @@ def test_an_ensemble_votes_on_the_colour_of_each_pixel(server, graph, shown, pic
     assert not np.array_equal(members[0], members[1])
     assert np.array_equal(shown(done, voted[0])[0], shown(done, single[0][0])[0])  # the picture of the first
     steps = [step for node, *step in done.progress if graph.prompt[node].get("inputs", {}).get("ensemble") == 3]
-    assert steps[-1] == [12, 12] and steps == sorted(steps)
+    assert steps[-1] == [9, 9] and steps == sorted(steps)
 
 
 def test_an_ensemble_can_be_cancelled(server, graph, picture):
@@ -154,12 +154,12 @@ def test_an_ensemble_can_be_cancelled(server, graph, picture):
 
     def cancel(node, value, maximum):
         seen.append((value, maximum))
-        if value == 6:  # in the second of four steps
+        if value == 4:  # in the second colormap of three steps
             server.client.interrupt()
 
     with pytest.raises(Interrupted):
         server.client.run(graph.prompt, on_progress=cancel)
-    assert max(seen) < (40, 256) and seen[-1][1] == 256
+    assert max(seen) < (40, 192) and seen[-1][1] == 192
 
 
 def test_only_what_segments_can_vote(server, graph, colours):
