@@ -231,7 +231,7 @@ class CocoPanoptic(CocoPictures):
         there = set(np.unique(ids).tolist())
         if there - listed or listed - there - {0}:
             raise BadPicture(
-                f"{png} does not show the segments that {self.source} lists: {sorted(there ^ listed - {0})[:5]}"
+                f"{png} does not show the segments that {self.source} lists: {sorted((there ^ listed) - {0})[:5]}"
             )
         return self.make_record(
             index,

@@ -70,7 +70,8 @@ class RefCoco(CocoMasks):
             source = instances
         phrases: dict[int, tuple[str, ...]] = {}
         for row in chosen:
-            phrases[row["ann_id"]] = phrases.get(row["ann_id"], ()) + sentences(row, refs)
+            before = phrases.get(row["ann_id"], ())
+            phrases[row["ann_id"]] = tuple(dict.fromkeys(before + sentences(row, refs)))  # without repeats
         unknown = phrases.keys() - set(column(document["annotations"], "id", int, source))
         if unknown:
             raise ValueError(
@@ -124,13 +125,13 @@ def read_refs(path: Path | str) -> list[dict[str, Any]]:
 
 
 def sentences(row: dict[str, Any], path: Path | str) -> tuple[str, ...]:
-    """The sentences of one row, without repeats."""
+    """The sentences of one row."""
     found = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in row["sentences"]]
     if not found or not all(isinstance(text, str) and text.strip() for text in found):
         raise ValueError(
             f"{path}: ref {row['ref_id']} has no list of sentences with 'sent', got {row['sentences']!r:.80}"
         )
-    return tuple(dict.fromkeys(str(text).strip() for text in found))
+    return tuple(str(text).strip() for text in found)
 
 
 def embedded_annotations(rows: list[dict[str, Any]], path: Path | str) -> tuple[dict[str, Any], JsonTexts]:
