@@ -8,6 +8,7 @@ from tests.training.fixtures import TRUTH, check_image, expected, found, write_o
 from training.datasets.openimages import OpenImages
 from training.datasets.pictures import BadPicture
 
+AROUND = np.ones((3, 3), bool)
 WITH_THINGS = [truth for truth in TRUTH if truth.things]
 
 
@@ -28,8 +29,8 @@ def test_masks_come_back(files):
             masks = record.masks[np.argsort(record.labels, kind="stable")]
             assert sorted(record.labels) == ["dog", "dog", "person"]
             for mask, true in zip(masks, wanted, strict=True):
-                assert not (mask & ~binary_dilation(true, iterations=2)).any()  # within two pixels
-                assert not (binary_erosion(true, iterations=2) & ~mask).any()
+                assert not (mask & ~binary_dilation(true, AROUND, 2)).any()  # within two pixels
+                assert not (binary_erosion(true, AROUND, 2) & ~mask).any()
         elif truth.image_id == 724:  # a group is no entity
             group = truth.things[5]
             assert found(record) == expected(truth, [entity for entity in truth.things if entity is not group])
@@ -94,7 +95,7 @@ def test_wrong_files_end_with_one_line(files, tmp_path):
     ):
         OpenImages(**{**files, "classes": other})
     other.write_text(files["annotations"].read_text()[:-30])
-    with pytest.raises(ValueError, match=r"a.csv, line 174: 3 values, expected 10; is the download complete"):
+    with pytest.raises(ValueError, match=r"a.csv, line 175: 5 values, expected 10; is the download complete"):
         OpenImages(**{**files, "annotations": other})
     image_id = OpenImages(**files)[0].key.split("/")[1]
     other.write_text(f"ImageID,Rotation\n{image_id},45\n")
