@@ -1,13 +1,21 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
 from training.datasets import Record
-from training.joint import FULL_MASK_SHARE, make_example
+from training.datasets.mixture import Mixture, Source
+from training.geometry import Geometry
+from training.joint import FULL_MASK_SHARE, JointExamples, NothingToSee, make_example, plural
+from unigs.coarse_mask import boxes_of_masks
+from unigs.conditions import control_picture
 from unigs.dichotomy import decode_colormap
 from unigs.palette import LocationAwarePalette
-from unigs.tasks import Task
+from unigs.tasks import Task, join_nouns
 
 PALETTE = LocationAwarePalette(5, order="smooth")
 
@@ -105,3 +113,195 @@ def test_at_most_four_entities_except_for_the_entity_task(scenes):
     for task in Task:
         most = max(len(make_example(record, np.random.default_rng(s), PALETTE, task=task).masks) for s in range(40))
         assert most == {Task.INPAINTING: 4, Task.SYNTHESIS: 4, Task.REFERRING: 2, Task.ENTITY: 8}[task]
+
+
+# Properties of examples of any record, cut to any size, for each sentence of what an example is.
+
+NOUNS = ["dog", "cat", "wine glass", "person"]
+VOCABULARY = [*NOUNS, "zebra"]
+
+
+@st.composite
+def records(draw, most=7, phrases=False):
+    """Any picture of noise with up to `most` blobs of few kinds, which may overlap and leave nothing of each other."""
+    height, width = draw(st.integers(16, 80)), draw(st.integers(16, 80))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(1, most))
+    y, x = np.mgrid[:height, :width]
+    centers, radii = rng.uniform(0, 1, (count, 2)) * (height, width), rng.uniform(2, 30, (count, 2))
+    masks = np.stack(
+        [((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1 for (cy, cx), (ry, rx) in zip(centers, radii, strict=True)]
+    )
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    labels = [NOUNS[i] for i in rng.integers(0, len(NOUNS), count)]
+    sentences = [(f"number {i}", f"the {labels[i]} in {i}")[: rng.integers(0, 3)] for i in range(count)]
+    return Record.from_arrays(image, masks, labels, rng.random(count) < 0.7, phrases=sentences if phrases else None)
+
+
+sizes = st.tuples(st.integers(16, 72), st.integers(16, 72))
+seeds = st.integers(0, 2**32 - 1)
+
+
+def drawn(record, size, seed, task, **options):
+    """An example, and the view that it was made of; a record without anything to see is no case."""
+    geometry = Geometry(size, min_pixels=8)
+    seen = []
+
+    class Watched:
+        def __call__(self, record, rng):
+            seen.append(geometry(record, rng))
+            return seen[0]
+
+    try:
+        example = make_example(record, np.random.default_rng(seed), PALETTE, task, geometry=Watched(), **options)
+    except NothingToSee:
+        reject()
+    return example, seen[0]
+
+
+def among(mask, masks):
+    return any(np.array_equal(mask, other) for other in masks)
+
+
+def counted(nouns):
+    return join_nouns([n if c == 1 else f"{c} {plural(n)}" for n, c in Counter(nouns).items()])
+
+
+@given(records(), sizes, seeds, st.sampled_from(list(Task)))
+def test_geometry_comes_first_then_what_is_visible_then_colours(record, size, seed, task):
+    example, view = drawn(record, size, seed, task)
+    assert example.image is view.image and example.image.shape == (*size, 3)
+    assert example.colormap.shape == (*size, 3) and example.coarse_mask.shape == size
+    assert all(among(mask, view.masks) for mask in example.masks)  # as cropped, not as in the record
+    assert np.array_equal(example.colormap, PALETTE.encode(example.masks))  # the colours of where they lie now
+    assert np.array_equal(example.colormap.any(2), example.masks.any(0))
+
+
+@given(records(), sizes, seeds, st.sampled_from([Task.INPAINTING, Task.SYNTHESIS, Task.REFERRING]))
+def test_the_prompt_names_what_is_there_and_how_many(record, size, seed, task):
+    example, view = drawn(record, size, seed, task)
+    labels = [view.labels[[np.array_equal(mask, other) for other in view.masks].index(True)] for mask in example.masks]
+    assert sorted(example.nouns) == sorted(labels)
+    assert example.prompt == task.spec.prompt(counted(example.nouns))
+    if task is Task.REFERRING:  # who asks for dogs gets all of them
+        assert Counter(labels) == {noun: view.labels.count(noun) for noun in set(labels)}
+        assert not set(labels) & view.not_to_ask
+
+
+@given(records(most=60), sizes, seeds, st.sampled_from(list(Task)))
+def test_the_number_of_entities(record, size, seed, task):
+    example, view = drawn(record, size, seed, task)
+    if task is Task.ENTITY:
+        assert len(example.masks) == min(len(view.labels), PALETTE.grid**2)
+        areas = sorted((int(mask.sum()) for mask in view.masks), reverse=True)
+        assert sorted((int(mask.sum()) for mask in example.masks), reverse=True) == areas[: len(example.masks)]
+    elif task is Task.REFERRING:
+        assert 1 <= len(set(example.nouns)) <= 2
+    else:
+        assert 1 <= len(example.masks) <= 4
+
+
+@given(records(), sizes, seeds, st.sampled_from(list(Task)))
+def test_one_coarse_mask_an_entity_and_their_union(record, size, seed, task):
+    example, view = drawn(record, size, seed, task)
+    assert example.coarse_mask.dtype == bool and example.coarse_mask.any()
+    if task in (Task.SYNTHESIS, Task.ENTITY):
+        assert example.coarse_mask.all()
+    if task is Task.INPAINTING:
+        for x1, y1, x2, y2 in boxes_of_masks(example.masks).tolist():
+            inside = example.coarse_mask[y1:y2, x1:x2]
+            assert 2 * inside.sum() >= inside.size  # each has its own part
+
+
+@given(records(), sizes, seeds)
+def test_nothing_of_the_hole_is_in_the_control_picture(record, size, seed):
+    example, _ = drawn(record, size, seed, Task.INPAINTING)
+    image = torch.from_numpy(example.image).permute(2, 0, 1)[None] / 255
+    hole = torch.from_numpy(example.coarse_mask)[None]
+    other = torch.where(hole[:, None], torch.rand_like(image), image)
+    control = control_picture(Task.INPAINTING, image, hole)
+    assert torch.equal(control, control_picture(Task.INPAINTING, other, hole))
+    assert torch.equal(control[:, :, ~hole[0]], image[:, :, ~hole[0]]) and (control[:, :, hole[0]] == 0.5).all()
+
+
+@given(records(), sizes, seeds)
+def test_a_negative_names_what_is_not_in_the_record_and_has_an_empty_colormap(record, size, seed):
+    example, _ = drawn(record, size, seed, Task.REFERRING, vocabulary=VOCABULARY, negatives=1.0)
+    [noun] = example.nouns
+    assert noun in VOCABULARY and noun not in record.labels  # not even cut off by the crop
+    assert not len(example.masks) and not example.colormap.any()
+    assert example.prompt == f"referring: find {noun}." and example.coarse_mask.any()
+
+
+@given(records(phrases=True), sizes, seeds)
+def test_a_phrase_asks_for_its_own_entity(record, size, seed):
+    example, view = drawn(record, size, seed, Task.REFERRING)
+    if any(view.phrases):
+        [phrase] = example.nouns
+        [about] = [i for i, phrases in enumerate(view.phrases) if phrase in phrases]
+        assert np.array_equal(example.masks, view.masks[[about]])
+        assert example.prompt == f"referring: find {phrase}."
+
+
+@given(records(), sizes, seeds, st.sampled_from(list(Task)))
+def test_a_dropped_caption_is_empty_and_changes_nothing_else(record, size, seed, task):
+    with_caption, _ = drawn(record, size, seed, task)
+    without, _ = drawn(record, size, seed, task, caption_dropout=1.0)
+    assert without.prompt == ("" if task in (Task.INPAINTING, Task.SYNTHESIS) else with_caption.prompt)
+    assert np.array_equal(with_caption.colormap, without.colormap) and np.array_equal(with_caption.image, without.image)
+
+
+def test_nouns_of_crowds_and_remnants_are_not_asked_for(scenes):
+    masks = np.zeros((2, 64, 64), bool)
+    masks[0, :20, :20], masks[1, 40:60, 40:60] = True, True
+    record = Record.from_arrays(scenes[0].image, masks, ["person", "dog"])
+    crowd = replace(record, also_present=frozenset({"person", "zebra"}))
+    for seed in range(20):
+        options = {"vocabulary": ["person", "dog", "zebra"], "negatives": 1.0}
+        example = make_example(crowd, np.random.default_rng(seed), PALETTE, Task.REFERRING, **options)
+        assert example.nouns == ["dog"]
+    crowd = replace(record, also_present=frozenset({"person", "dog"}))
+    with pytest.raises(NothingToSee, match="there is more in the picture than the entities"):
+        make_example(crowd, np.random.default_rng(0), PALETTE, Task.REFERRING)
+
+
+def test_a_record_without_entities_is_no_example(scenes):
+    record = Record.from_arrays(scenes[0].image, np.zeros((0, 64, 64), bool), [], key="coco/1")
+    with pytest.raises(NothingToSee, match="nothing of the entities of coco/1 is visible"):
+        make_example(record, np.random.default_rng(0), PALETTE)
+
+
+def test_plurals():
+    nouns = [
+        "dog",
+        "person",
+        "wine glass",
+        "bus",
+        "sheep",
+        "strawberry",
+        "toy",
+        "skis",
+        "sandwich",
+        "box",
+        "hot dog",
+        "knife",
+    ]
+    assert [plural(noun) for noun in nouns] == [
+        *("dogs", "people", "wine glasses", "buses", "sheep", "strawberries", "toys", "skis", "sandwiches", "boxes"),
+        *("hot dogs", "knives"),
+    ]
+
+
+def test_examples_of_scenes_alone_are_those_of_the_bundled_model(scenes):
+    options = {"negatives": 0.3, "caption_dropout": 0.2}
+    examples = JointExamples(Mixture([Source(scenes)], seed=3), PALETTE, 50, **options)
+    assert len(examples) == 50
+    for index in range(50):
+        rng = np.random.default_rng([3, 2, index])
+        direct = make_example(scenes[index], rng, PALETTE, vocabulary=scenes.library.nouns, **options)
+        drawn = examples[index]
+        assert (drawn.task, drawn.prompt, drawn.nouns) == (direct.task, direct.prompt, direct.nouns)
+        for name in ("image", "colormap", "coarse_mask", "masks"):
+            assert np.array_equal(getattr(drawn, name), getattr(direct, name))
+    with pytest.raises(IndexError):
+        examples[50]
