@@ -27,7 +27,7 @@ def test_masks_are_exact_and_named(scenes):
         assert record.masks.sum(0).max() <= 1  # no two overlap
         assert record.masks.any((1, 2)).all()
         assert len(set(record.labels)) == len(record.labels) and set(record.labels) <= set(KINDS)
-        assert record.place in PLACES
+        assert record.place in PLACES and record.key == f"scenes/train/{index}"
     assert counts == {1, 2, 3}
 
 

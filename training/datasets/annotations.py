@@ -7,6 +7,7 @@ import gc
 import json
 import re
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ def read_annotations(path: Path | str, bulky: str) -> tuple[dict[str, Any], Json
         raise FileNotFoundError(
             f"cannot read the annotations {path}: {error.strerror}; give the path of the file"
         ) from None
-    parts = re.split(rb'"%s":\s*%s' % (bulky.encode(), BULKY[bulky]), text)
+    key = f'"{bulky}":'.encode()
+    parts = re.split(key + rb"\s*" + BULKY[bulky], text)
     del text
     values = parts[1::2]
     for number in range(len(values)):
-        parts[2 * number + 1] = b'"%s":%d' % (bulky.encode(), number)
+        parts[2 * number + 1] = b"%s%d" % (key, number)
     collects = gc.isenabled()
     gc.disable()  # with millions of new objects it would take as long as everything else
     try:
@@ -68,7 +70,7 @@ def read_annotations(path: Path | str, bulky: str) -> tuple[dict[str, Any], Json
     del parts
     check_lists(document, path)
     for row in document["annotations"]:
-        if type(row.get(bulky)) is int:
+        if bulky in row and type(row[bulky]) is int:
             continue
         if bulky not in row:
             other = next((key for key in BULKY if key in row), None)
@@ -90,8 +92,12 @@ def check_lists(document: Any, path: Path | str) -> None:
 
 def column(rows: list[dict[str, Any]], key: str, kind: type, path: Path | str) -> list[Any]:
     """The value of `key` in every row. Raises ValueError where it is missing or not of type `kind`."""
-    values = [row.get(key) for row in rows]
-    if set(map(type, values)) - {kind}:
+    try:
+        values = list(map(itemgetter(key), rows))
+        fits = not set(map(type, values)) - {kind}
+    except KeyError:
+        values, fits = [], False
+    if not fits:
         row = next(row for row in rows if type(row.get(key)) is not kind)
         raise ValueError(
             f"{path}: expected {key!r} of type {kind.__name__} in every entry, got {row.get(key)!r} in one that has "

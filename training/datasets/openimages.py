@@ -11,6 +11,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -184,8 +185,11 @@ class MaskArchive:
         return np.array(names, np.bytes_), np.array(places, np.int64).reshape(-1, 3)
 
 
-def read_csv(path: Path | str, *columns: str) -> Iterator[list[str]]:
-    """These columns of every row. Raises FileNotFoundError, and ValueError if one is missing or a row is too short."""
+def read_csv(path: Path | str, *columns: str) -> Iterator[tuple[str, ...]]:
+    """These columns, two or more, of every row.
+
+    Raises FileNotFoundError, and ValueError if a column is missing or a row is too short.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = csv.reader(file)
@@ -195,10 +199,10 @@ def read_csv(path: Path | str, *columns: str) -> Iterator[list[str]]:
                 raise ValueError(
                     f"{path} has no column {missing[0]!r}, only {', '.join(head) or 'nothing'}: is it the right file?"
                 )
-            at = [head.index(column) for column in columns]
+            values = itemgetter(*map(head.index, columns))
             for row in rows:
                 try:
-                    yield [row[i] for i in at]
+                    yield values(row)
                 except IndexError:
                     raise ValueError(
                         f"{path}, line {rows.line_num}: {len(row)} values, expected {len(head)}; "

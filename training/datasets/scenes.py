@@ -100,11 +100,11 @@ class Scenes:
     def __getitem__(self, index: int) -> Record:
         rng = np.random.default_rng([self.SPLITS[self.split], index])
         while True:  # a drawing in which one object hides another is thrown away
-            record = self._compose(rng)
+            record = self._compose(rng, f"scenes/{self.split}/{index}")
             if record is not None:
                 return record
 
-    def _compose(self, rng: np.random.Generator) -> Record | None:
+    def _compose(self, rng: np.random.Generator, key: str) -> Record | None:
         size = self.size
         place = PLACES[rng.integers(len(PLACES))]
         canvas = _background(rng, size, place)
@@ -122,7 +122,7 @@ class Scenes:
             return None
         contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-15, 15)
         image = np.clip((canvas - 128) * contrast + 128 + brightness, 0, 255).astype(np.uint8)
-        return Record.from_arrays(image, masks, nouns, place=place)
+        return Record.from_arrays(image, masks, nouns, place=place, key=key)
 
 
 def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
