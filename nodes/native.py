@@ -6,10 +6,10 @@ the UNet stay views of its file where their precision is the one asked for. Writ
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import comfy.clip_model
 import comfy.conds
@@ -74,19 +74,14 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> tuple[Any,
     return model, _load_clip(checkpoint), vae
 
 
-def _fill(module: nn.Module, weights: Mapping[str, Tensor], name: str, assign: bool = False) -> None:
-    """Puts weights into a module, by copy or (`assign`) as they are. ValueError if any is missing or does not fit."""
-    own = module.state_dict()
-    wrong = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
-    found = {
-        "missing": own.keys() - weights.keys(),
-        "of no known place": weights.keys() - own.keys(),
-        "of another shape": wrong,
-    }
-    if any(found.values()):
-        told = "; ".join(f"{len(keys)} {what}, like {min(keys)!r}" for what, keys in found.items() if keys)
-        raise ValueError(f"{name}: weights do not fit the configuration: {told}")
-    module.load_state_dict(weights, assign=assign)
+def _fill(load: Callable[[dict[str, Tensor]], Any], weights: dict[str, Tensor], name: str) -> None:
+    """Calls `load`, which puts weights into a module. ValueError if any is missing, left over or of another shape."""
+    try:
+        missing, unknown = load(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: weights do not fit its configuration: {error}") from None
+    if missing or unknown:
+        raise ValueError(f"{name}: weights missing {missing[:5]}, of no known place {unknown[:5]}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- MODEL
@@ -130,7 +125,7 @@ class UniGSModel(comfy.model_base.BaseModel):
 
     settings: Settings
 
-    def __init__(self, config: "_Config", device: torch.device):
+    def __init__(self, config: "_Config", device: torch.device | None):
         super().__init__(config, config.prediction, device)
         self.tasks = config.tasks
         if self.tasks:
@@ -170,8 +165,8 @@ def with_task(conditioning: list, task: Task, mask: Tensor, control: Tensor, siz
     return [[embeds, {**options, **added}] for embeds, options in conditioning]
 
 
-def with_held(model: Any, half: Literal["image", "colormap"]) -> Any:
-    """A MODEL that leaves one half of its latents as it is given; LATENT needs a noise_mask, to set this going."""
+def with_held(model: Any, half: str) -> Any:
+    """A MODEL that leaves a half of its latents, image or colormap, as given; a noise_mask in LATENT sets it going."""
     before = model.model_options.get("denoise_mask_function")
     held = slice(LATENT_CHANNELS) if half == "image" else slice(LATENT_CHANNELS, None)
 
@@ -251,7 +246,8 @@ def _load_unet(
     if checkpoint.family is None:
         names |= comfy.utils.unet_to_diffusers(model_config.unet_config)
     renamed = {names.get(name, name): weight for name, weight in weights.items()}
-    _fill(model.diffusion_model, renamed, f"unet of {checkpoint.name}", assign=True)
+    put = partial(model.diffusion_model.load_state_dict, strict=False, assign=True)
+    _fill(put, renamed, f"unet of {checkpoint.name}")
     model.model_sampling.set_sigmas(noise_levels(schedule))
     load_device, offload_device = (
         comfy.model_management.get_torch_device(),
@@ -338,6 +334,9 @@ class _TwoTextModels(comfy.sdxl_clip.SDXLClipModel):
         self.clip_l, self.clip_g = clip_l(**given), clip_g(**given)
         self.dtypes = {given["dtype"]}
 
+    def load_sd(self, sd: dict[str, Tensor]) -> Any:
+        return (self.clip_g if "text_projection.weight" in sd else self.clip_l).load_sd(sd)
+
 
 def _load_clip(checkpoint: Checkpoint) -> comfy.sd.CLIP:
     """The text encoder, or the two of SDXL.
@@ -380,8 +379,7 @@ def _load_clip(checkpoint: Checkpoint) -> comfy.sd.CLIP:
         parameters=sum(map(comfy.utils.calculate_parameters, weights.values())),
     )
     for name, (component, _) in parts.items():
-        encoder = getattr(clip.cond_stage_model, name)
-        _fill(encoder.transformer, weights[name], f"{component} of {checkpoint.name}")
+        _fill(clip.load_sd, weights[name], f"{component} of {checkpoint.name}")
     return clip
 
 
@@ -453,7 +451,8 @@ def _load_vae(checkpoint: Checkpoint) -> tuple[comfy.sd.VAE, JointLatent]:
     latent_format = JointLatent(config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0)
     if kind == "AutoencoderTiny":
         first_stage = _FirstStage(config)
-        _fill(first_stage.autoencoder, weights, f"vae of {checkpoint.name}")
+        put = partial(first_stage.autoencoder.load_state_dict, strict=False)
+        _fill(put, weights, f"vae of {checkpoint.name}")
         first_stage = first_stage.eval().requires_grad_(False)
         _fit_preview(latent_format, first_stage.encode)
         return _tiny_vae(config, first_stage), latent_format

@@ -138,10 +138,14 @@ def compare_pictures(
         words = "dog and cat" if task.spec.needs_prompt else ""
         masked = {"coarse_mask": mask} if task in (Task.INPAINTING, Task.REFERRING) else {}
         pipe.scheduler = scheduler_of(pipe, run)
+        start = noise
+        if run.scheduler == "ddim_uniform":  # which begins below the largest noise, and knows it: DDIM does not
+            pipe.scheduler.set_timesteps(run.steps)
+            start = noise * (1 - pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps[0]]) ** 0.5
         expected = pipe(
             task,
             prompt=words or None,
-            latents=noise,
+            latents=start,
             output_type="pt",
             num_inference_steps=run.steps,
             guidance_scale=run.scale,
@@ -215,7 +219,7 @@ def main(bundled: Path) -> dict[str, dict[str, float]]:
     from checkpoints import FAMILIES, make, make_odd
 
     with tempfile.TemporaryDirectory() as made:
-        every = [Run(task, steps, scale) for task in TASKS for steps, scale in ((1, 1.0), (20, 2.0))]
+        every = [Run(task, steps, scale) for task in TASKS for steps, scale in ((1, 1.0), (10, 2.0))]
         report = {"bundled": compare(bundled, [*every, *SAMPLERS, *HELD])}
         for family in FAMILIES:
             place = make(family, Path(made) / family, bundled)

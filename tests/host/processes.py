@@ -18,7 +18,7 @@ def run_in_host(script: str, *arguments: Any) -> dict[str, Any]:
     """
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
     torch_kind = "cpu-torch" if python == sys.executable and version("torch").endswith("+cpu") else "any-torch"
-    command = [python, str(Path(__file__).parent / script), str(REPO), torch_kind, *map(str, arguments)]
+    command = [python, str(Path(__file__).with_name(script)), str(REPO), torch_kind, *map(str, arguments)]
     done = subprocess.run(command, cwd=get(), env=environment(get()), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{script} ended with {done.returncode}:\n{done.stderr[-4000:]}")
