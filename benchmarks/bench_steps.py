@@ -148,6 +148,17 @@ def write(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}"
 
 
+def verdict(task: Task, curves: Curves, default: int) -> str:
+    """What the rule says of DDIM, which number of steps is best there, and what the checkpoint does."""
+    curve = curves.get("DDIM")
+    if not curve:
+        return f"{task.value}: nothing to compare with, DDIM was not measured"
+    best = [(name, max((quality[name], n) for n, quality in curve.items())[1]) for of, name in MEASURES if of is task]
+    numbers = ", ".join(f"{n} ({name})" for name, n in best)
+    enough = enough_steps(task, curves)["DDIM"]
+    return f"{task.value}: enough steps of DDIM are {enough}, the best {numbers}; the checkpoint takes {default}"
+
+
 def plot(found: dict[Task, Curves], title: str, panel: tuple[int, int] = (430, 330)) -> Image.Image:
     """A panel for each task and measure: quality against steps, a line for each sampler."""
     shown = [(task, measure) for task, measure in MEASURES if found.get(task)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench_steps import Store, enough_steps, fewest_steps, painting, plot, table, ticks
+from benchmarks.bench_steps import Store, enough_steps, fewest_steps, painting, plot, table, ticks, verdict
 from training.datasets import Record
 from training.evaluate import EvaluateConfig
 from unigs.dichotomy import decode_colormaps
@@ -41,6 +41,14 @@ def test_the_reference_of_all_samplers_is_ddim_with_the_most_steps():
     curves = {"DDIM": miou(0.5, 0.6, 0.8), "Euler": miou(0.8, 0.9), "UniPC": miou(0.7)}
     assert enough_steps(Task.ENTITY, curves) == {"DDIM": 4, "Euler": 1, "UniPC": None}
     assert enough_steps(Task.ENTITY, {"Euler": miou(0.8)}) == {"Euler": None}
+
+
+def test_the_verdict_names_the_best_too():
+    curve = {1: {"mIoU": 0.7, "PSNR": 13.0}, 2: {"mIoU": 0.8, "PSNR": 12.0}, 4: {"mIoU": 0.5, "PSNR": 11.0}}
+    assert verdict(Task.SYNTHESIS, {"DDIM": curve}, default=50) == (
+        "synthesis: enough steps of DDIM are 1, the best 2 (mIoU), 1 (PSNR); the checkpoint takes 50"
+    )
+    assert "not measured" in verdict(Task.SYNTHESIS, {"Euler": curve}, default=50)
 
 
 def test_table_and_plot_show_what_was_measured():
