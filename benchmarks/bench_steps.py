@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sprites", type=Path, default=SPRITE_FOLDER)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers are kept")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers are kept, of one model")
     options = parser.parse_args()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     pipe = UniGSPipeline.from_pretrained(options.model)
@@ -316,10 +316,7 @@ def main() -> None:
         print("stopped: what follows is what was measured so far\n")
     print(table(store.found) + "\n")
     for task, curves in store.found.items():
-        chosen, now = enough_steps(task, curves).get("DDIM"), int(pipe.defaults(task)["num_inference_steps"])
-        print(
-            f"{task.value}: the rule gives {chosen or 'no number of'} steps of DDIM; the checkpoint's default is {now}"
-        )
+        print(verdict(task, curves, int(pipe.defaults(task)["num_inference_steps"])))
     if options.plot and store.found:
         plot(store.found, f"{model}: quality against steps, {options.scenes} held-out scenes").save(options.plot)
 
