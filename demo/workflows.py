@@ -69,11 +69,15 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
 def _widgets(node: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
     """Input name -> value of the node's widgets, which a workflow stores as a bare list in the order of the inputs."""
     values = list(node.get("widgets_values", []))
+    optional = declared.get("optional", {})
     found = {}
     try:
-        for name, (kind, *options) in {**declared.get("required", {}), **declared.get("optional", {})}.items():
+        for name, (kind, *options) in {**declared.get("required", {}), **optional}.items():
             settings = options[0] if options else {}
             if not (isinstance(kind, list) or kind in _WIDGET_TYPES) or settings.get("forceInput"):
+                continue
+            if not values and name in optional and "default" in settings:
+                found[name] = settings["default"]  # the node got this input after the workflow was saved
                 continue
             found[name] = values.pop(0)
             # Two widgets that are no inputs: what happens to a seed afterwards, and the upload button.

@@ -42,6 +42,16 @@ def test_links_and_widgets_become_inputs():
     }
 
 
+def test_inputs_that_a_node_got_later_have_their_defaults():
+    later = copy.deepcopy(OBJECT_INFO)
+    later["Sampler"]["input"]["optional"] |= {"hold": ["COMBO", {"default": "none"}], "count": ["INT", {"default": 1}]}
+    assert to_prompt(WORKFLOW, later)["7"]["inputs"] == {
+        **to_prompt(WORKFLOW, OBJECT_INFO)["7"]["inputs"],
+        "hold": "none",
+        "count": 1,
+    }
+
+
 def test_a_linked_widget_takes_the_link():
     workflow = copy.deepcopy(WORKFLOW)
     workflow["nodes"][1]["inputs"].append({"name": "text", "link": 4, "widget": {"name": "text"}})
