@@ -1,5 +1,6 @@
 """Small random checkpoints of every structure that the nodes open, made by diffusers. Imported inside ComfyUI."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +50,29 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+def make_unet(family: str, in_channels: int, out_channels: int, num_class_embeds: int | None) -> UNet2DConditionModel:
+    attends = FAMILIES[family]["attends"]
+    return UNet2DConditionModel(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        num_class_embeds=num_class_embeds,
+        down_block_types=[(CROSS if one else PLAIN).format("Down") for one in attends],
+        up_block_types=[(CROSS if one else PLAIN).format("Up") for one in reversed(attends)],
+        **FAMILIES[family]["unet"],
+    )
+
+
 def make(family: str, folder: Path, bundled: Path) -> Path:
     """A UniGS pipeline folder, random, of one of the families; tokenizer and VAE are the bundled one's."""
     torch.manual_seed(0)
     described = FAMILIES[family]
-    attends = described["attends"]
-    unet = UNet2DConditionModel(
-        in_channels=13,
-        out_channels=8,
-        num_class_embeds=4,
-        down_block_types=[(CROSS if one else PLAIN).format("Down") for one in attends],
-        up_block_types=[(CROSS if one else PLAIN).format("Up") for one in reversed(attends)],
-        **described["unet"],
-    )
     tokenizer = CLIPTokenizer.from_pretrained(bundled / "tokenizer", local_files_only=True)
     first, *second = (text_config(tokenizer, **config) for config in described["text"])
     pipe = UniGSPipeline(
         vae=AutoencoderTiny.from_pretrained(bundled / "vae", local_files_only=True),
         text_encoder=CLIPTextModel(first).half(),  # as the host keeps it
         tokenizer=tokenizer,
-        unet=unet,
+        unet=make_unet(family, 13, 8, 4),
         scheduler=DDIMScheduler(
             **SCHEDULE, timestep_spacing="trailing", prediction_type=described.get("prediction_type", "epsilon")
         ),
@@ -76,6 +80,18 @@ def make(family: str, folder: Path, bundled: Path) -> Path:
         tokenizer_2=tokenizer if second else None,
     )
     pipe.save_pretrained(folder)
+    return folder
+
+
+def make_stable_diffusion(family: str, channels: int, folder: Path, bundled: Path) -> Path:
+    """The same as a pipeline folder of Stable Diffusion, whose UNet has 9 input channels (inpainting) or 4."""
+    make(family, folder, bundled)
+    make_unet(family, channels, 4, None).save_pretrained(folder / "unet")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusionInpaintPipeline" if channels == 9 else "StableDiffusionPipeline"
+    for name in ("palette", "task_defaults", "default_size"):
+        del index[name]
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

@@ -264,6 +264,8 @@ if __name__ == "__main__":
     with torch.inference_mode(), tempfile.TemporaryDirectory() as made:
         from checkpoints import make
 
+        torch.set_num_threads(1)  # in models of this size threads only wait for each other
+
         sd = make("SD 1", Path(made) / "SD 1", bundled)
         sdxl = make("SDXL", Path(made) / "SDXL", bundled)
         report: dict[str, dict[str, Any]] = {

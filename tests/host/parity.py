@@ -190,15 +190,15 @@ def compare(place: Path, runs: list[Run], batch: int = 2) -> dict[str, float]:
     return report | dict(compare_pictures(pipe, model, clip, vae, runs, batch))
 
 
-def compare_full(file: Path) -> dict[str, float]:
-    """Differences on an original file of Stable Diffusion, widened by both. The UNets are views of the same file."""
+def compare_widened(place: Path) -> dict[str, float]:
+    """Differences on a model of Stable Diffusion, widened by both. The UNets are views of the same file."""
     from pack.nodes import native
     from pack.unigs.checkpoints import open_checkpoint
     from pack.unigs.pipeline import UniGSPipeline
 
-    checkpoint = open_checkpoint(file)
-    model, clip, vae = native.load(checkpoint, checkpoint.weights("unet")["out.0.weight"].dtype)
-    pipe = UniGSPipeline.from_inpainting(file, torch_dtype="auto")
+    checkpoint = open_checkpoint(place)
+    model, clip, vae = native.load(checkpoint, next(iter(checkpoint.weights("unet").values())).dtype)
+    pipe = UniGSPipeline.from_inpainting(place, torch_dtype="auto")
     mine, theirs = model.model.diffusion_model, pipe.unet
     new = {  # what widening leaves zero
         mine.input_blocks[0][0].weight: theirs.conv_in.weight,
@@ -216,14 +216,23 @@ def compare_full(file: Path) -> dict[str, float]:
 
 
 def main(bundled: Path) -> dict[str, dict[str, float]]:
-    from checkpoints import FAMILIES, make, make_odd
+    from checkpoints import FAMILIES, make, make_odd, make_stable_diffusion
+    from pack.unigs.pipeline import UniGSPipeline
 
+    torch.set_num_threads(1)  # in models of this size threads only wait for each other
     with tempfile.TemporaryDirectory() as made:
         every = [Run(task, steps, scale) for task in TASKS for steps, scale in ((1, 1.0), (10, 2.0))]
         report = {"bundled": compare(bundled, [*every, *SAMPLERS, *HELD])}
         for family in FAMILIES:
             place = make(family, Path(made) / family, bundled)
+            if family == "SDXL":  # one of them as a single file
+                file = place.with_suffix(".safetensors")
+                UniGSPipeline.from_pretrained(place).save_single_file(file)
+                place = file
             report[family] = compare(place, FEW_STEPS)
+        for family, channels in (("SD 1", 9), ("SD 2", 4), ("SDXL", 9)):
+            place = make_stable_diffusion(family, channels, Path(made) / f"{family} of {channels}", bundled)
+            report[f"{family} widened from {channels}"] = compare_widened(place)
         odd = make_odd(Path(made) / "odd", bundled)
         report["odd"] = compare(odd, [Run(steps=2, scale=3.0)], batch=1)
     return report
@@ -232,4 +241,4 @@ def main(bundled: Path) -> dict[str, dict[str, float]]:
 if __name__ == "__main__":
     option, *file = begin(sys.argv)
     with torch.inference_mode():
-        print(json.dumps(compare_full(Path(file[0])) if option == "--full" else main(Path(option))))
+        print(json.dumps(compare_widened(Path(file[0])) if option == "--full" else main(Path(option))))

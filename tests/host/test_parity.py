@@ -39,6 +39,12 @@ def test_pictures_of_the_same_noise_agree_within_two_levels_of_255(differences, 
     assert len(found) == samplers and max(found.values()) < 2, found
 
 
+@pytest.mark.parametrize("checkpoint", ["SD 1 widened from 9", "SD 2 widened from 4", "SDXL widened from 9"])
+def test_a_folder_of_stable_diffusion_is_widened_as_the_pipeline_widens_it(differences, checkpoint):
+    found = of(differences, checkpoint, "UNet")
+    assert len(found) == 2 and max(found.values()) < 1e-5, found
+
+
 def test_what_is_held_comes_out_as_it_went_in(differences):
     held = {name: value for name, value in differences["bundled"].items() if "given" in name}
     assert len(held) == 4 and set(held.values()) == {0}, held
