@@ -154,6 +154,26 @@ def peft(place: Path, layers: dict[str, str]) -> Iterator[tuple[str, Any]]:
     yield "PEFT: difference", relative(found, run())
 
 
+def damaged(place: Path) -> Iterator[tuple[str, Any]]:
+    """What is said of a UNet without one of its weights, and of one with a weight of another shape."""
+    from pack.nodes import native
+    from pack.unigs.checkpoints import open_checkpoint
+    from safetensors.torch import load_file, save_file
+
+    file = place / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name: weight.clone() for name, weight in load_file(file).items()}
+    without = {name: weight for name, weight in weights.items() if name != "conv_out.bias"}
+    for name, kept in (
+        ("missing", without),
+        ("shape", {**without, "conv_out.bias": weights["conv_out.bias"][:4].clone()}),
+    ):
+        save_file(kept, file)
+        try:
+            native.load(open_checkpoint(place))
+        except ValueError as error:
+            yield name, str(error)
+
+
 @contextmanager
 def heard(logger: logging.Logger) -> Iterator[list[str]]:
     """What is logged meanwhile."""
@@ -280,6 +300,7 @@ if __name__ == "__main__":
             "memory": dict(mapped(sd)),
             "overflow": dict(overflow(bundled)),
             "OpenCLIP": dict(open_clip()),
+            "damaged": dict(damaged(make("SD 1", Path(made) / "damaged", bundled))),
         }
         if importlib.util.find_spec("peft"):
             report["LoRA, SD 1"] |= dict(peft(sd, SD_LAYERS))

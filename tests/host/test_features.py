@@ -50,5 +50,12 @@ def test_a_vae_that_overflows_is_run_in_full_precision(found):
     assert seen["difference"] < 1e-5 and seen["warnings"] == 2 and seen["precision is restored"]
 
 
+def test_weights_that_do_not_fit_are_told(found):
+    assert found["damaged"]["missing"].startswith(
+        "unet of damaged: weights missing ['out.2.bias'], of no known place []"
+    )
+    assert found["damaged"]["shape"].startswith("unet of damaged: weights do not fit its configuration: ")
+
+
 def test_text_encoders_in_the_names_of_openclip(found):
     assert all(found["OpenCLIP"].values()), found["OpenCLIP"]
