@@ -1,6 +1,8 @@
 """Where the square of a training example lies in its picture, and what of the entities is left in it."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,31 @@ from training.datasets import Record
 MIRRORED = re.compile(r"(?<![a-z])(left|right)(?=(?:most|hand|side|wards?|y|ie)?(?![a-z]))", re.IGNORECASE)
 UNCLEAR = re.compile(r"(?<![a-z])(l|r|lt|rt|lft|rgt|rite|east|west|clock|o'?clock)(?![a-z])", re.IGNORECASE)
 SWAP = {"left": "right", "right": "left"}
+
+
+MAX_ASPECT = 2.0
+
+
+def aspect_buckets(resolution: int, multiple: int) -> list[tuple[int, int]]:
+    """Sizes (H, W) of about resolution x resolution pixels, from twice as wide as high to twice as high as wide.
+
+    Sides are multiples of `multiple` pixels; no bucket has more pixels than the square.
+
+    Raises ValueError if the resolution is no multiple of it.
+    """
+    if resolution % multiple:
+        raise ValueError(f"resolution {resolution} must be a multiple of {multiple} pixels")
+    buckets = set()
+    for long in range(resolution, resolution * 2, multiple):
+        short = resolution**2 // long // multiple * multiple
+        if short and long <= MAX_ASPECT * short:
+            buckets |= {(short, long), (long, short)}
+    return sorted(buckets)
+
+
+def nearest_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> int:
+    """The number of the bucket (H, W) whose aspect ratio is closest to a picture's."""
+    return int(np.argmin([abs(math.log(h / w * width / height)) for h, w in buckets]))
 
 
 @dataclass(frozen=True)

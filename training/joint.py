@@ -1,7 +1,7 @@
 """A record becomes a training example of one task: what is visible first, then colours, coarse mask and prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from training.datasets import Record
 from training.datasets.mixture import Mixture
 from training.datasets.pictures import BadPicture, BadPictures
 from training.datasets.scenes import Scenes
-from training.geometry import Geometry, View, whole_view
+from training.geometry import Geometry, View, nearest_bucket, whole_view
 from unigs.coarse_mask import coarse_mask_of_masks
 from unigs.palette import LocationAwarePalette
 from unigs.tasks import Task, join_nouns
@@ -117,62 +117,67 @@ def make_example(
 
 
 class JointExamples:
-    """Examples of a mixture of data sets by index: the same (seed, index) is always the same example.
+    """Examples of a mixture of data sets by index, without end: the same (seed, index) is always the same example.
 
     A record whose picture is bad, or shows nothing to learn from, gives its place to the next one of its data set.
 
     Args:
-        mixture: the data sets, and the seed.
+        mixture: the data sets, the tasks, and the seed.
         palette: colours of the entities.
-        length: examples in all.
-        tasks: those to draw, by their sample ratios.
         geometry: what the pictures are cut to; without it all must have one size already.
+        buckets: sizes (H, W); each picture is cut to the one whose shape is closest to its own, instead of to
+            `geometry.size`.
         negatives, caption_dropout: as in `make_example`. Negatives are drawn only from data sets in which everything is
             annotated.
 
     Attributes:
         bad_pictures: what was skipped, in this process.
 
-    Raises ValueError if the mixture has no data set for one of the tasks.
+    Raises ValueError for buckets without a geometry.
     """
 
     def __init__(
         self,
         mixture: Mixture,
         palette: LocationAwarePalette,
-        length: int,
         *,
-        tasks: tuple[Task, ...] = tuple(Task),
         geometry: Geometry | None = None,
+        buckets: Sequence[tuple[int, int]] = (),
         negatives: float = 0.0,
         caption_dropout: float = 0.0,
     ):
-        for task in tasks:
-            mixture.draw(0, task)
-        self.mixture, self.palette, self.length, self.tasks, self.geometry = mixture, palette, length, tasks, geometry
+        if buckets and geometry is None:
+            raise ValueError("buckets need a geometry, which cuts the pictures to them")
+        self.mixture, self.palette, self.geometry, self.buckets = mixture, palette, geometry, tuple(buckets)
         self.negatives, self.caption_dropout = negatives, caption_dropout
         self.bad_pictures = BadPictures()
 
-    def __len__(self) -> int:
-        return self.length
+    def bucket(self, index: int) -> int:
+        """Which of the buckets example `index` is cut to; 0 without buckets. The picture is not opened."""
+        if not self.buckets:
+            return 0
+        _, dataset, number = self.mixture.draw(index)
+        try:
+            height, width = dataset.picture_size(number)
+        except BadPicture:
+            return 0  # whatever takes its place is cut to that
+        return nearest_bucket(height, width, self.buckets)
 
     def __getitem__(self, index: int) -> Example:
         """Raises TooManyBadPictures, and ValueError if record after record shows nothing to learn from."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"example {index} of {self.length}")
-        task = draw_task(self._generator(index), self.tasks)
-        dataset, first = self.mixture.draw(index, task)
+        task, dataset, first = self.mixture.draw(index)
+        geometry = self.geometry
+        if geometry is not None and self.buckets:
+            geometry = replace(geometry, size=self.buckets[self.bucket(index)])
         for number in range(first, first + MAX_SKIPPED):
             number = number if isinstance(dataset, Scenes) else number % len(dataset)
-            rng = self._generator(index)
-            draw_task(rng, self.tasks)
             try:
                 example = make_example(
                     dataset[number],
-                    rng,
+                    np.random.default_rng([self.mixture.seed, 2, index]),
                     self.palette,
                     task,
-                    geometry=self.geometry,
+                    geometry=geometry,
                     vocabulary=dataset.nouns if dataset.exhaustive else None,
                     negatives=self.negatives,
                     caption_dropout=self.caption_dropout,
@@ -188,9 +193,6 @@ class JointExamples:
             f"{MAX_SKIPPED} records of {type(dataset).__name__} in a row, from {first}, have nothing for {task.value}: "
             "lower min_pixels or min_share, or leave the data set out of this task"
         )
-
-    def _generator(self, index: int) -> np.random.Generator:
-        return np.random.default_rng([self.mixture.seed, 2, index])
 
 
 def draw_task(rng: np.random.Generator, tasks: tuple[Task, ...]) -> Task:

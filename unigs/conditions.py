@@ -116,14 +116,28 @@ def encode_pixels(
     With a generator an AutoencoderKL samples its posterior, without one it gives the mode; AutoencoderTiny has none.
     """
 
+    mean, deviation = encode_moments(vae, pixels)
+    if generator is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype)
+    return mean + deviation * noise.to(mean.device)
+
+
+def encode_moments(vae: "AutoencoderKL | AutoencoderTiny", pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 3, H, W) float [0, 1] -> mean and standard deviation (B, 4, h, w) of the latents as the UNet sees them.
+
+    Of an AutoencoderTiny the deviation is 0.
+    """
+
     def encode() -> Tensor:
         encoded = vae.encode(pixels.to(vae.dtype) * 2 - 1)
         if hasattr(encoded, "latents"):  # AutoencoderTiny
-            return encoded.latents
-        posterior = encoded.latent_dist
-        return posterior.mode() if generator is None else posterior.sample(generator)
+            return torch.stack([encoded.latents, torch.zeros_like(encoded.latents)])
+        return torch.stack([encoded.latent_dist.mean, encoded.latent_dist.std])
 
-    return (_run_vae(vae, encode) - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+    mean, deviation = _run_vae(vae, encode)
+    shift = vae.config.get("shift_factor") or 0.0
+    return (mean - shift) * vae.config.scaling_factor, deviation * vae.config.scaling_factor
 
 
 def decode_latents(vae: "AutoencoderKL | AutoencoderTiny", latents: Tensor) -> Tensor:

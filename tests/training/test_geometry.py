@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.datasets import Record
-from training.geometry import Geometry, mirrored, whole_view
+from training.geometry import Geometry, aspect_buckets, mirrored, nearest_bucket, whole_view
 
 sides = st.integers(8, 90)
 seeds = st.integers(0, 2**32 - 1)
@@ -144,3 +144,18 @@ def test_wrong_input():
         Record.from_arrays(image, masks.astype(np.uint8), ["a"])
     with pytest.raises(ValueError, match="expected one item an entity in each of rles, labels, is_thing, phrases"):
         Record.from_arrays(image, masks, ["a", "b"])
+
+
+def test_aspect_buckets():
+    for resolution, multiple in ((512, 64), (768, 64), (128, 32), (64, 64)):
+        buckets = aspect_buckets(resolution, multiple)
+        assert (resolution, resolution) in buckets
+        for height, width in buckets:
+            assert height % multiple == 0 == width % multiple and (width, height) in buckets
+            assert 0.75 * resolution**2 < height * width <= resolution**2 and 0.5 <= height / width <= 2
+    buckets = aspect_buckets(512, 64)
+    assert buckets == [(384, 640), (448, 576), (512, 512), (576, 448), (640, 384)]
+    for size, bucket in (((480, 640), (448, 576)), ((9, 9), (512, 512)), ((1000, 100), (640, 384))):
+        assert buckets[nearest_bucket(*size, buckets)] == bucket
+    with pytest.raises(ValueError, match="resolution 500 must be a multiple of 64"):
+        aspect_buckets(500, 64)

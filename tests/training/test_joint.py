@@ -8,9 +8,8 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from training.datasets import Record
-from training.datasets.mixture import Mixture, Source
 from training.geometry import Geometry
-from training.joint import FULL_MASK_SHARE, JointExamples, NothingToSee, make_example, plural
+from training.joint import FULL_MASK_SHARE, NothingToSee, make_example, plural
 from unigs.coarse_mask import boxes_of_masks
 from unigs.conditions import control_picture
 from unigs.dichotomy import decode_colormap
@@ -290,18 +289,3 @@ def test_plurals():
         *("dogs", "people", "wine glasses", "buses", "sheep", "strawberries", "toys", "skis", "sandwiches", "boxes"),
         *("hot dogs", "knives"),
     ]
-
-
-def test_examples_of_scenes_alone_are_those_of_the_bundled_model(scenes):
-    options = {"negatives": 0.3, "caption_dropout": 0.2}
-    examples = JointExamples(Mixture([Source(scenes)], seed=3), PALETTE, 50, **options)
-    assert len(examples) == 50
-    for index in range(50):
-        rng = np.random.default_rng([3, 2, index])
-        direct = make_example(scenes[index], rng, PALETTE, vocabulary=scenes.library.nouns, **options)
-        drawn = examples[index]
-        assert (drawn.task, drawn.prompt, drawn.nouns) == (direct.task, direct.prompt, direct.nouns)
-        for name in ("image", "colormap", "coarse_mask", "masks"):
-            assert np.array_equal(getattr(drawn, name), getattr(direct, name))
-    with pytest.raises(IndexError):
-        examples[50]

@@ -118,6 +118,10 @@ class RecordSet(ABC):
     def record(self, index: int) -> Record:
         """The record at 0 <= index < len. Raises BadPicture if its masks cannot be read."""
 
+    @abstractmethod
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """(H, W) in pixels of the picture of a record, without its masks. Raises BadPicture."""
+
     def __getitem__(self, index: int) -> Record:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")

@@ -59,13 +59,16 @@ class CocoPictures(RecordSet):
     def __len__(self) -> int:
         return len(self.file_names)
 
+    def picture_size(self, index: int) -> tuple[int, int]:
+        return int(self.sizes[index, 0]), int(self.sizes[index, 1])
+
     def rows(self, index: int) -> list[int]:
         """Numbers of the annotations of picture `index`."""
         return self.order[self.first[index] : self.first[index + 1]].tolist()
 
     def make_record(self, index: int, **entities: Any) -> Record:
         """A record of picture `index` with these entities."""
-        file_name, size = self.file_names[index], (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
+        file_name, size = self.file_names[index], self.picture_size(index)
         key = f"{self.name}/{PurePosixPath(file_name).with_suffix('')}"
         return Record(key, size, partial(read_picture, self.pictures / file_name, size), **entities)
 
@@ -108,7 +111,7 @@ class CocoMasks(CocoPictures):
         self.stuff, self.phrases = frozenset(stuff), phrases or {}
 
     def record(self, index: int) -> Record:
-        size = (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
+        size = self.picture_size(index)
         rows = self.rows(index)
         found = []
         for row in rows:

@@ -108,10 +108,11 @@ class OpenImages(RecordSet):
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def picture_size(self, index: int) -> tuple[int, int]:
+        return read_size(self._picture(index), int(self.rotations[index]))
+
     def record(self, index: int) -> Record:
-        image_id, rotation = bytes(self.image_ids[index]).decode(), int(self.rotations[index])
-        path = self.pictures / f"{image_id}.jpg"
-        size = read_size(path, rotation)
+        path, rotation, size = self._picture(index), int(self.rotations[index]), self.picture_size(index)
         rows = self.order[self.first[index] : self.first[index + 1]].tolist()
         found = []
         for row in rows:
@@ -121,7 +122,7 @@ class OpenImages(RecordSet):
                     found.append((rle, self.nouns[self.labels[row]]))
         found.sort(key=lambda pair: -area(pair[0]))
         return Record(
-            f"{self.name}/{image_id}",
+            f"{self.name}/{path.stem}",
             size,
             partial(read_picture, path, size, rotation),
             rles=[rle for rle, _ in found],
@@ -130,6 +131,9 @@ class OpenImages(RecordSet):
             phrases=[()] * len(found),
             also_present=frozenset(self.nouns[self.labels[row]] for row in rows if self.is_group[row]),
         )
+
+    def _picture(self, index: int) -> Path:
+        return self.pictures / f"{bytes(self.image_ids[index]).decode()}.jpg"
 
     def _mask(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """(H, W) bool of a picture of this size. Raises BadPicture."""

@@ -83,15 +83,30 @@ class Scenes:
         size: side of the square picture in pixels.
         split: "train" or "heldout"; the two never share a seed.
         max_objects: 1 to this many objects a scene, each of another kind.
+        length: how many of them make an epoch; there is no end of them.
     """
 
     SPLITS = {"train": 0, "heldout": 1}
     exhaustive = True  # as RecordSet has it
 
-    def __init__(self, library: SpriteLibrary, size: int = 128, split: str = "train", max_objects: int = 3):
+    def __init__(
+        self,
+        library: SpriteLibrary,
+        size: int = 128,
+        split: str = "train",
+        max_objects: int = 3,
+        length: int = 10_000,
+    ):
         if split not in self.SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {list(self.SPLITS)}")
         self.library, self.size, self.split, self.max_objects = library, size, split, max_objects
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        return self.size, self.size
 
     @property
     def nouns(self) -> list[str]:
