@@ -11,9 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from training.config import AutoencoderConfig
-from training.datasets.scenes import Scenes
-from training.joint import make_example
+from training.datasets.mixture import Mixture
+from training.geometry import Geometry
+from training.joint import JointExamples
 from training.muon import Muon, split_parameters
+from unigs.coarse_mask import coarse_mask_of_masks
 from unigs.conditions import control_picture
 from unigs.palette import LocationAwarePalette
 from unigs.tasks import Task
@@ -37,41 +39,47 @@ class Crops(Dataset[Tensor]):
 
     KINDS = ("picture",) * 4 + ("colormap",) * 3 + ("hole",)
 
-    def __init__(self, scenes: Scenes, palette: LocationAwarePalette, crop: int, length: int, seed: int):
-        self.scenes, self.palette, self.crop, self.length, self.seed = scenes, palette, crop, length, seed
+    def __init__(self, examples: JointExamples, crop: int, length: int):
+        self.examples, self.crop, self.length = examples, crop, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Tensor:
-        rng = np.random.default_rng([self.seed, 1, index])
+        rng = np.random.default_rng([self.examples.mixture.seed, 1, index])
         kind = self.KINDS[index % len(self.KINDS)]
-        example = make_example(self.scenes[index], rng, self.palette, task=Task.INPAINTING)
+        example = self.examples[index]
         pixels = (
             torch.from_numpy(example.colormap if kind == "colormap" else example.image).permute(2, 0, 1).float()[None]
             / 255
         )
         if kind == "hole":
-            pixels = control_picture(Task.INPAINTING, pixels, torch.from_numpy(example.coarse_mask)[None])
-        top, left = rng.integers(0, self.scenes.size - self.crop + 1, 2)
+            mask = coarse_mask_of_masks(example.masks, "mixed", rng) if len(example.masks) else example.coarse_mask
+            pixels = control_picture(Task.INPAINTING, pixels, torch.from_numpy(mask)[None])
+        top, left = (rng.integers(0, side - self.crop + 1) for side in pixels.shape[-2:])
         return pixels[0, :, top : top + self.crop, left : left + self.crop]
 
 
 def train_autoencoder(
     config: AutoencoderConfig,
-    scenes: Scenes,
+    mixture: Mixture,
     palette: LocationAwarePalette,
+    resolution: int,
     device: torch.device,
     workers: int,
     seed: int,
 ) -> AutoencoderTiny:
-    """Train from nothing. Latents are drawn to zero mean and unit deviation, so no scaling factor is needed."""
+    """Train from nothing on crops of square pictures, `resolution` pixels wide.
+
+    Latents are drawn to zero mean and unit deviation, so no scaling factor is needed.
+    """
     torch.manual_seed(seed)
     vae = build_autoencoder(config).to(device, memory_format=torch.channels_last)
     matrices, others = split_parameters(vae)
     muon = Muon(matrices, lr=config.learning_rate)
     adamw = torch.optim.AdamW(others, lr=config.learning_rate / 10, betas=(0.9, 0.95), weight_decay=0.0)
-    crops = Crops(scenes, palette, config.crop, config.max_train_steps * config.train_batch_size, seed)
+    examples = JointExamples(mixture, palette, geometry=Geometry((resolution, resolution)))
+    crops = Crops(examples, config.crop, config.max_train_steps * config.train_batch_size)
     loader = DataLoader(crops, config.train_batch_size, num_workers=workers, persistent_workers=workers > 0)
     progress = tqdm(loader, desc="autoencoder", unit="step")
     for step, pixels in enumerate(progress):

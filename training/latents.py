@@ -1,7 +1,5 @@
 """What of an example the UNet is trained on: latents, mask and text, from pixels or from what was cached."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
@@ -58,8 +56,3 @@ def with_control(task: Tensor, control: str) -> Tensor:
     """(B,) bool: which of the tasks (B,), given by their numbers, have this kind of control picture."""
     ids = [name.spec.id for name in Task if name.spec.control == control]
     return torch.isin(task, torch.tensor(ids, device=task.device))
-
-
-def stack(items: Sequence[Batch]) -> Batch:
-    """One batch of examples that have the same entries and sizes."""
-    return {name: torch.stack([item[name] for item in items]) for name in items[0]}

@@ -1,7 +1,9 @@
 """The components of a small UniGS trained from nothing: tokenizer, text encoder, UNet, scheduler."""
 
 import json
+import re
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.config import ModelConfig
-from unigs.tasks import Task
+from training.datasets.scenes import HELD_OUT_KINDS, PLACES
+from training.joint import plural
+from unigs.tasks import TASKS, Task
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -103,6 +107,16 @@ def build_unet(config: ModelConfig, latent_size: int) -> UNet2DConditionModel:
         norm_num_groups=8,
         num_class_embeds=len(Task),
     )
+
+
+def prompt_words(nouns: Iterable[str], scenes: bool) -> list[str]:
+    """Every word that a prompt about these nouns may hold, counted plurals too; of scenes also places and held-out
+    kinds."""
+    nouns = [*nouns, *(HELD_OUT_KINDS if scenes else ())]
+    templates = [spec.prompt_template.format(nouns="and") for spec in TASKS.values()]
+    places = PLACES if scenes else []
+    words = [*templates, *nouns, *map(plural, nouns), *places, *map(str, range(10)), "a the of in with , ."]
+    return re.findall(r"\w+|[^\w\s]", " ".join(words))
 
 
 class JointModel(nn.Module):

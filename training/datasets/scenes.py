@@ -4,7 +4,6 @@ The sprites are Microsoft's Fluent Emoji (MIT licence) as packaged in `@lobehub/
 this project. `python -m training.datasets.scenes` fetches them with npm.
 """
 
-import re
 import shutil
 import subprocess
 import tarfile
@@ -15,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from training.datasets import Record
-from unigs.tasks import TASKS
 
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 SPRITE_FOLDER = Path("data/fluent-emoji-3d")
@@ -169,16 +167,6 @@ def _background(rng: np.random.Generator, size: int, place: str) -> np.ndarray:
     coarse = Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     texture = (np.asarray(coarse.filter(ImageFilter.GaussianBlur(2)), np.float32) - 127) / 127
     return (base + rng.uniform(2, 10) * texture[..., None]).astype(np.float32)
-
-
-def prompt_words() -> list[str]:
-    """Every word that a prompt about scenes may hold, counted plurals and kinds for later included."""
-    nouns = [*KINDS, *HELD_OUT_KINDS]
-    phrases = [spec.prompt_template.format(nouns="and") for spec in TASKS.values()]
-    words = " ".join(
-        [*phrases, *nouns, *(f"{noun}s" for noun in nouns), *PLACES, *map(str, range(10)), "a the of in with , ."]
-    )
-    return re.findall(r"\w+|[^\w\s]", words)
 
 
 def fetch_sprites(folder: Path | str) -> Path:

@@ -1,0 +1,190 @@
+"""From data sets to batches: which examples a step sees, on which process, and what is random about them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers import CLIPTokenizer
+
+from training.config import TrainConfig
+from training.datasets.mixture import Mixture
+from training.geometry import Geometry, aspect_buckets
+from training.joint import JointExamples
+from training.latents import Batch, pixel_tensors
+from training.sources import open_sources
+from unigs.conditions import LATENT_CHANNELS
+from unigs.palette import LocationAwarePalette
+from unigs.tasks import Task
+
+
+class ExampleSource(Protocol):
+    """Examples as tensors by index, without end: from the data sets' own files, or from prepared shards.
+
+    Attributes:
+        epoch_size: examples of an epoch.
+    """
+
+    epoch_size: int
+
+    def bucket(self, index: int) -> int:
+        """Examples of one bucket have one size."""
+        ...
+
+    def tensors(self, index: int) -> Batch:
+        """Either `pixel_tensors` and `input_ids` (L,) of the prompt, or what `encode_batch` makes of them, for one."""
+        ...
+
+
+class PixelExamples:
+    """Examples from the data sets' own files."""
+
+    def __init__(self, examples: JointExamples, tokenizer: CLIPTokenizer):
+        self.examples, self.tokenizer = examples, tokenizer
+        self.epoch_size = examples.mixture.epoch_size
+
+    def bucket(self, index: int) -> int:
+        return self.examples.bucket(index)
+
+    def tensors(self, index: int) -> Batch:
+        example = self.examples[index]
+        return {**pixel_tensors(example), "input_ids": token_numbers(self.tokenizer, example.prompt)}
+
+
+def open_mixture(config: TrainConfig) -> Mixture:
+    """The data sets of the settings. Raises ValueError or FileNotFoundError with one line."""
+    sources = open_sources(config.data.sources, config.resolution, config.tasks)
+    if not sources:
+        raise ValueError(f"no data set of [data.sources] is for {', '.join(task.value for task in config.tasks)}")
+    return Mixture(sources, config.seed, config.tasks)
+
+
+def open_examples(
+    config: TrainConfig, mixture: Mixture, palette: LocationAwarePalette, size_multiple: int
+) -> JointExamples:
+    """The examples of the settings.
+
+    Args:
+        size_multiple: of the model, in pixels; the sides of aspect buckets are multiples of it.
+    """
+    data = config.data
+    geometry = Geometry(
+        (config.resolution, config.resolution), not data.center_crop, data.flip, data.min_share, data.min_pixels
+    )
+    buckets = aspect_buckets(config.resolution, size_multiple) if data.aspect_buckets else ()
+    return JointExamples(
+        mixture,
+        palette,
+        geometry=geometry,
+        buckets=buckets,
+        negatives=data.negatives,
+        caption_dropout=config.conditioning_dropout_prob,
+    )
+
+
+def token_numbers(tokenizer: CLIPTokenizer, prompt: str) -> Tensor:
+    """(L,) int64, padded or cut to the tokenizer's length."""
+    return tokenizer(
+        prompt,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids[0]
+
+
+class TrainingData(Dataset[Batch]):
+    """The tensors of an example together with what is random about a use of it: a function of seed and index alone.
+
+    Hence no step depends on how many processes or workers there are, nor on where a run was interrupted.
+
+    Args:
+        source: of the tensors.
+        pixels_per_latent: side of a latent's pixel, in pixels.
+        timesteps: of the noise schedule.
+    """
+
+    def __init__(self, source: ExampleSource, config: TrainConfig, pixels_per_latent: int, timesteps: int):
+        self.source, self.config = source, config
+        self.pixels_per_latent, self.timesteps = pixels_per_latent, timesteps
+
+    def __getitem__(self, index: int) -> Batch:
+        """What `source` gives, and `noise` (8, h, w), `posterior_noise` (8, h, w), `timestep` ()."""
+        item = self.source.tensors(index)
+        if "image" in item:
+            height, width = (side // self.pixels_per_latent for side in item["image"].shape[-2:])
+        else:
+            height, width = item["image_mean"].shape[-2:]
+        generator = torch.Generator()
+        generator.manual_seed(int(np.random.SeedSequence([self.config.seed, 3, index]).generate_state(1)[0]))
+        shape = (2 * LATENT_CHANNELS, height, width)
+        noise = torch.randn(shape, generator=generator)
+        offset = torch.randn(shape[0], 1, 1, generator=generator)
+        return {
+            **item,
+            "noise": noise + self.config.noise_offset * offset,
+            "posterior_noise": torch.randn(shape, generator=generator),
+            "timestep": self._timestep(item["task"], generator),
+        }
+
+    def _timestep(self, task: Tensor, generator: torch.Generator) -> Tensor:
+        first, second = torch.randint(0, self.timesteps, (2,), generator=generator)
+        last = torch.rand((), generator=generator) < self.config.last_timestep_share
+        if last:
+            return torch.tensor(self.timesteps - 1)
+        paints = next(name for name in Task if name.spec.id == task).spec.control != "image"
+        return torch.maximum(first, second) if paints and self.config.late_painting else first
+
+
+class BatchPlan(Sampler[list[int]]):
+    """Which examples the batches of a process hold: 0, 1, 2, ... without end, in global batches of one bucket each.
+
+    A global batch has `batch_size` examples for each process, which takes its part of it. Nothing is repeated or left
+    out, and the batches do not depend on how the examples are divided among processes. Where an epoch ends within a
+    batch, the next one begins there.
+
+    Args:
+        bucket: index -> bucket.
+        batch_size: examples of a batch, on each process.
+        state: of an interrupted run: what `state_after` gave.
+    """
+
+    def __init__(
+        self,
+        bucket: Callable[[int], int],
+        batch_size: int,
+        processes: int = 1,
+        process: int = 0,
+        state: dict[str, Any] | None = None,
+    ):
+        self.bucket, self.batch_size, self.processes, self.process = bucket, batch_size, processes, process
+        self._states = {0: state or {"next": 0, "waiting": []}}
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = max(self._states)
+        index = self._states[number]["next"]
+        waiting: dict[int, list[int]] = {}
+        for other in self._states[number]["waiting"]:
+            waiting.setdefault(self.bucket(other), []).append(other)
+        while True:
+            bucket = self.bucket(index)
+            filled = waiting.setdefault(bucket, [])
+            filled.append(index)
+            index += 1
+            if len(filled) == self.batch_size * self.processes:
+                del waiting[bucket]
+                number += 1
+                self._states[number] = {"next": index, "waiting": sorted(sum(waiting.values(), []))}
+                yield filled[self.batch_size * self.process : self.batch_size * (self.process + 1)]
+
+    def state_after(self, batches: int) -> dict[str, Any]:
+        """What a plan that goes on after so many batches of this one needs; those before are forgotten."""
+        self._states = {number: state for number, state in self._states.items() if number >= batches}
+        return self._states[batches]
+
+
+def stack(items: Sequence[Batch]) -> Batch:
+    """One batch of examples that have the same entries and sizes."""
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}

@@ -1,0 +1,130 @@
+"""What a run starts from: an inpainting model of Stable Diffusion, a UniGS, or nothing."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler
+from transformers import CLIPTokenizer
+
+from training.autoencoder import train_autoencoder
+from training.config import TrainConfig
+from training.datasets.mixture import Mixture
+from training.datasets.scenes import Scenes
+from training.model import build_scheduler, build_text_encoder, build_tokenizer, build_unet, prompt_words
+from unigs.checkpoints import Kind, open_checkpoint
+from unigs.palette import LocationAwarePalette
+from unigs.pipeline import UniGSPipeline
+
+logger = logging.getLogger(__name__)
+
+
+def start_pipeline(config: TrainConfig, mixture: Mixture, device: torch.device) -> UniGSPipeline:
+    """The pipeline whose UNet (and, from nothing, text encoder) will be trained, in float32 on the CPU.
+
+    From nothing, the autoencoder and the tokenizer are made first and kept in the output folder; a run that finds them
+    there takes them.
+
+    Args:
+        mixture: what the autoencoder is trained on, and whose nouns the tokenizer knows.
+        device: where the autoencoder is trained.
+
+    Raises ValueError or FileNotFoundError for a model that cannot be trained, or settings that do not fit it.
+    """
+    if config.pretrained_model_name_or_path is None:
+        pipeline = _from_nothing(config, mixture, device)
+    else:
+        pipeline = _from_checkpoint(config, config.pretrained_model_name_or_path)
+    changes = {
+        "prediction_type": config.prediction_type,
+        "rescale_betas_zero_snr": config.rescale_betas_zero_snr,
+        "timestep_spacing": "trailing" if config.rescale_betas_zero_snr else None,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **changes)
+    if (
+        pipeline.scheduler.config["rescale_betas_zero_snr"]
+        and pipeline.scheduler.config["prediction_type"] == "epsilon"
+    ):
+        raise ValueError(
+            "rescale_betas_zero_snr makes the last timestep pure noise, from which epsilon tells nothing: "
+            "give prediction_type v_prediction or sample too"
+        )
+    if config.resolution % pipeline.size_multiple:
+        raise ValueError(
+            f"resolution {config.resolution} must be a multiple of {pipeline.size_multiple} pixels for this model"
+        )
+    defaults = {task: asdict(values) for task, values in config.task_defaults.items()}
+    pipeline.register_to_config(
+        default_size=config.resolution, task_defaults={**pipeline.config["task_defaults"], **defaults}
+    )
+    return pipeline
+
+
+def palette_of(config: TrainConfig) -> LocationAwarePalette:
+    """The palette of the run: of a UniGS that is trained on its own, else that of the settings.
+
+    Raises ValueError if both are given and differ.
+    """
+    chosen = LocationAwarePalette(config.palette.grid, config.palette.levels, config.palette.order)
+    if config.pretrained_model_name_or_path is None:
+        return chosen
+    opened = open_checkpoint(config.pretrained_model_name_or_path)
+    if opened.kind is not Kind.UNIGS:
+        return chosen
+    own = LocationAwarePalette.from_config(opened.settings.get("palette") or {})
+    if config.palette != type(config.palette)() and chosen.to_config() != own.to_config():
+        raise ValueError(
+            f"{opened.path} was trained with the palette {own.to_config()}, [palette] asks for {chosen.to_config()}: "
+            "leave [palette] out"
+        )
+    return own
+
+
+def _from_checkpoint(config: TrainConfig, path: Path) -> UniGSPipeline:
+    kind = open_checkpoint(path).kind
+    pipeline = (UniGSPipeline.from_pretrained if kind is Kind.UNIGS else UniGSPipeline.from_inpainting)(path)
+    if pipeline.text_encoder_2 is not None:
+        raise ValueError(
+            f"{path} is Stable Diffusion XL, which the trainer cannot train: give a Stable Diffusion 1 or 2"
+        )
+    if config.optimizer == "muon":
+        raise ValueError("optimizer muon is for training from nothing: give adamw, or no pretrained_model_name_or_path")
+    pipeline.palette = palette_of(config)
+    pipeline.register_to_config(palette=pipeline.palette.to_config())
+    for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        for parameter in module.parameters():  # views of the file so far, which must stay what it is
+            parameter.data = parameter.data.clone()
+    return pipeline
+
+
+def _from_nothing(config: TrainConfig, mixture: Mixture, device: torch.device) -> UniGSPipeline:
+    if config.lora.rank is not None:
+        raise ValueError("lora.rank needs a model to adapt: give pretrained_model_name_or_path")
+    out, palette = config.output_dir, palette_of(config)
+    if not (out / "vae" / "config.json").is_file():
+        vae = train_autoencoder(
+            config.autoencoder, mixture, palette, config.resolution, device, config.dataloader_num_workers, config.seed
+        )
+        vae.save_pretrained(out / ".vae")  # config.json would be there before the weights
+        (out / ".vae").rename(out / "vae")
+    nouns = sorted({noun for source in mixture.sources for noun in source.dataset.nouns})
+    has_scenes = any(isinstance(source.dataset, Scenes) for source in mixture.sources)
+    tokenizer: CLIPTokenizer = build_tokenizer(out / "tokenizer", prompt_words(nouns, has_scenes), config.model)
+    factor = 2 ** (len(config.autoencoder.encoder_blocks) - 1)
+    return UniGSPipeline(
+        AutoencoderTiny.from_pretrained(out / "vae", local_files_only=True),
+        build_text_encoder(tokenizer, config.model),
+        tokenizer,
+        build_unet(config.model, config.resolution // factor),
+        build_scheduler(),
+        palette=palette.to_config(),
+        default_size=config.resolution,
+    )
+
+
+def describe(config: TrainConfig) -> str:
+    """The settings as JSON, as they are kept beside what is trained."""
+    return json.dumps(asdict(config), indent=2, default=str) + "\n"
