@@ -3,6 +3,7 @@
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from training.joint import Example
 from unigs.conditions import control_picture, encode_moments, latent_mask
@@ -50,6 +51,17 @@ def encode_batch(vae: AutoencoderKL | AutoencoderTiny, batch: Batch) -> Batch:
         "mask": latent_mask(batch["coarse_mask"], (mean.shape[-2], mean.shape[-1])).to(mean.dtype),
         **{name: value for name, value in batch.items() if name not in ("image", "colormap", "coarse_mask")},
     }
+
+
+def token_numbers(tokenizer: CLIPTokenizer, prompt: str) -> Tensor:
+    """(L,) int64, padded or cut to the tokenizer's length."""
+    return tokenizer(
+        prompt,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids[0]
 
 
 def with_control(task: Tensor, control: str) -> Tensor:

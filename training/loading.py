@@ -13,10 +13,12 @@ from training.config import TrainConfig
 from training.datasets.mixture import Mixture
 from training.geometry import Geometry, aspect_buckets
 from training.joint import JointExamples
-from training.latents import Batch, pixel_tensors
+from training.latents import Batch, pixel_tensors, token_numbers
+from training.shards import ShardedExamples, fingerprint
 from training.sources import open_sources
 from unigs.conditions import LATENT_CHANNELS
 from unigs.palette import LocationAwarePalette
+from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
 
@@ -34,7 +36,8 @@ class ExampleSource(Protocol):
         ...
 
     def tensors(self, index: int) -> Batch:
-        """Either `pixel_tensors` and `input_ids` (L,) of the prompt, or what `encode_batch` makes of them, for one."""
+        """Of one example either `pixel_tensors` and `input_ids` (L,) of the prompt; or what `encode_batch` makes of
+        them, with `text` (L, C) instead of `input_ids` if the text encoder is frozen."""
         ...
 
 
@@ -84,15 +87,19 @@ def open_examples(
     )
 
 
-def token_numbers(tokenizer: CLIPTokenizer, prompt: str) -> Tensor:
-    """(L,) int64, padded or cut to the tokenizer's length."""
-    return tokenizer(
-        prompt,
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids[0]
+def example_source(config: TrainConfig, pipeline: UniGSPipeline, mixture: Mixture) -> ExampleSource:
+    """The examples of the settings: from the shards that they name, else from the data sets' own files.
+
+    Args:
+        pipeline: as `start_pipeline` gave it: shards are refused if its VAE or text encoder is not the one that made
+            them.
+
+    Raises ValueError or FileNotFoundError with one line for shards that are missing, or made from something else.
+    """
+    examples = open_examples(config, mixture, pipeline.palette, pipeline.size_multiple)
+    if config.data.shards is None:
+        return PixelExamples(examples, pipeline.tokenizer)
+    return ShardedExamples(config.data.shards, fingerprint(config, pipeline, examples), pipeline.tokenizer)
 
 
 class TrainingData(Dataset[Batch]):
