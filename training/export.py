@@ -1,35 +1,166 @@
-"""Turn what was trained into a pipeline folder that UniGSPipeline and UniGSLoader open."""
+"""Turn what was trained into a pipeline folder that UniGSPipeline and UniGSLoader open, with its model card."""
 
 import json
+import platform
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from training.checkpoints import SHARDED
+from training.config import TrainConfig
+from training.logs import Journal
+from training.model import JointModel
+from training.sources import SourceConfig
 from unigs.pipeline import UniGSPipeline
 
+LICENCES = {
+    "scenes": "Fluent Emoji, MIT",
+    "coco_instances": "annotations CC BY 4.0; pictures by Flickr's terms, a licence each",
+    "coco_panoptic": "annotations CC BY 4.0; pictures by Flickr's terms, a licence each",
+    "entityseg": "Adobe Research License: research only, not commercial",
+    "openimages": "annotations CC BY 4.0; pictures listed as CC BY 2.0",
+    "refcoco": "no licence stated for the sentences; the rest as COCO",
+}
 
-def save_pipeline(pipeline: UniGSPipeline, tokenizer: Path, folder: Path) -> None:
-    """Write half-precision safetensors; the folder is put in place only when it is complete.
+
+def export(
+    accelerator: Accelerator,
+    pipeline: UniGSPipeline,
+    model: torch.nn.Module,
+    config: TrainConfig,
+    examples: int,
+    seconds: float,
+    journal: Journal,
+) -> None:
+    """Write `<output_dir>/pipeline`; of LoRA, whose adapters are merged there, also `pytorch_lora_weights.safetensors`.
+
+    All processes call this; afterwards the pipeline is good for nothing but inference.
 
     Args:
-        tokenizer: folder with vocab.json and merges.txt, which an older transformers needs beside tokenizer.json.
+        model: as accelerate wraps it.
+        examples, seconds: of the whole run.
+        journal: tells the last validation.
     """
-    scratch = folder.with_name(folder.name + ".tmp")
+    # where the weights are divided, all processes give theirs
+    weights = accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDED else {}
+    if not accelerator.is_main_process:
+        return
+    out = config.output_dir
+    if weights:
+        pipeline.unet = UNet2DConditionModel.from_config(pipeline.unet.config)
+        wholes = JointModel(pipeline.unet, None if config.pretrained_model_name_or_path else pipeline.text_encoder)
+        wholes.load_state_dict(weights)
+    if config.lora.rank is not None:
+        from peft import get_peft_model_state_dict
+
+        pipeline.unet.to(torch.float32)
+        UniGSPipeline.save_lora_weights(out, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+        pipeline.unet.fuse_lora()
+        pipeline.unet.unload_lora()
+    save_pipeline(pipeline, model_card(pipeline, config, accelerator, examples, seconds, journal), out / "pipeline")
+
+
+def save_pipeline(pipeline: UniGSPipeline, card: str, folder: Path) -> None:
+    """Write half-precision safetensors and README.md; the folder is put in place only when it is complete."""
+    scratch = folder.with_name(f".{folder.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     pipeline.save_pretrained(scratch, safe_serialization=True)
-    for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer / name, scratch / "tokenizer" / name)
     # notes of no use elsewhere: where a part was read from, and what AutoencoderTiny warns about when read again
     for config in [scratch / "model_index.json", *scratch.glob("*/config.json")]:
         settings = json.loads(config.read_text())
-        unwanted = {"_name_or_path"} | ({"block_out_channels"} if config.parent.name == "vae" else set())
+        unwanted = {"_name_or_path"} | (
+            {"block_out_channels"} if settings["_class_name"] == "AutoencoderTiny" else set()
+        )
         config.write_text(json.dumps({k: v for k, v in settings.items() if k not in unwanted}, indent=2) + "\n")
     for path in scratch.rglob("*.safetensors"):
-        tensors = {
-            name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(path).items()
-        }
-        save_file(tensors, path, metadata={"format": "pt"})
+        tensors = load_file(path)
+        halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+        save_file(halves, path, metadata={"format": "pt"})
+    (scratch / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
+
+
+def model_card(
+    pipeline: UniGSPipeline,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    examples: int,
+    seconds: float,
+    journal: Journal,
+) -> str:
+    """The card of a run, in the form that the Hugging Face Hub reads."""
+    base = config.pretrained_model_name_or_path
+    start = f"`{base.name}`" if base else "nothing (autoencoder, text encoder and UNet)"
+    what = f"LoRA of rank {config.lora.rank}, merged" if config.lora.rank else "all weights of the UNet"
+    device = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else platform.machine()
+    scheduler = pipeline.scheduler.config
+    batch = f"{config.train_batch_size} x {config.gradient_accumulation_steps} x {accelerator.num_processes} processes"
+    rows = {
+        "started from": start,
+        "trained": what if base else "everything",
+        "tasks": ", ".join(task.value for task in config.tasks),
+        "examples": f"{examples:,} in {examples // max(1, _update(config, accelerator)):,} updates of {batch}",
+        "resolution": f"{config.resolution} pixels" + (", aspect buckets" if config.data.aspect_buckets else ""),
+        "optimizer": f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.lr_scheduler})",
+        "prediction": f"{scheduler['prediction_type']}, terminal SNR "
+        + ("zero" if scheduler["rescale_betas_zero_snr"] else "as in Stable Diffusion"),
+        "precision": config.mixed_precision,
+        "averaged weights": f"decay {config.ema_decay}" if config.use_ema else "no",
+        "seed": str(config.seed),
+        "time": f"{seconds / 3600:.2f} hours on {accelerator.num_processes} x {device}",
+        "software": ", ".join(
+            f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate")
+        ),
+    }
+    palette = pipeline.palette.to_config()
+    tags = ["unigs", "image-segmentation", "inpainting", "image-generation", *(["lora"] if config.lora.rank else [])]
+    measures = journal.validations()
+    sections = [
+        f"---\nlibrary_name: diffusers\npipeline_tag: image-segmentation\ntags: [{', '.join(tags)}]\n---",
+        f"# {config.output_dir.name}",
+        "A UniGS (https://arxiv.org/abs/2312.01985): one diffusion model that paints pictures together with the masks of "
+        "their entities, and segments pictures.",
+        '```python\nimport unigs\n\npipe = unigs.UniGSPipeline.from_pretrained("FOLDER")\n```\n\n'
+        "In ComfyUI, put the folder into `models/unigs` and choose it in the UniGS Loader.",
+        "## Training\n\n" + _table(("", ""), list(rows.items())),
+        "## Data\n\n"
+        + _table(
+            ("data set", "type", "tasks", "licence"),
+            [
+                (name, source.type, _tasks(source), LICENCES[source.type])
+                for name, source in config.data.sources.items()
+            ],
+        )
+        + f"\n\nPalette: {', '.join(f'{name} {value}' for name, value in palette.items())}.",
+    ]
+    if measures:
+        rows_of_measures = [(name.split("/")[1], f"{value:.3f}") for name, value in measures.items()]
+        sections.append(
+            f"## Last validation\n\nOn {config.num_validation_images} pictures a task, which is few: "
+            "`python -m training.evaluate` measures it properly.\n\n" + _table(("task", "mIoU"), rows_of_measures)
+        )
+    sections.append(
+        "## Licence\n\nThat of the model it started from and of the data above: state it here before you publish the model."
+        if base
+        else "## Licence\n\nThat of the data above: state it here before you publish the model."
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _update(config: TrainConfig, accelerator: Accelerator) -> int:
+    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+
+
+def _tasks(source: SourceConfig) -> str:
+    return ", ".join(task.value for task in source.tasks)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

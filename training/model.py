@@ -120,16 +120,18 @@ def prompt_words(nouns: Iterable[str], scenes: bool) -> list[str]:
 
 
 class JointModel(nn.Module):
-    """What is trained together: text encoder and UNet, as one module for accelerate to wrap."""
+    """What is trained, as one module for accelerate to wrap: the UNet, and the text encoder unless it is frozen."""
 
-    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None):
         super().__init__()
-        self.text_encoder, self.unet = text_encoder, unet
+        self.unet, self.text_encoder = unet, text_encoder
 
-    def forward(self, inputs: Tensor, timesteps: Tensor, input_ids: Tensor, task: Tensor) -> Tensor:
-        """(B, 13, h, w), (B,), (B, L), (B,) -> what the scheduler's prediction type asks for, (B, 8, h, w)."""
-        words = self.text_encoder(input_ids).last_hidden_state
-        return self.unet(inputs, timesteps, words, class_labels=task).sample
+    def forward(self, inputs: Tensor, timesteps: Tensor, text: Tensor, task: Tensor) -> Tensor:
+        """(B, 13, h, w), (B,), tokens (B, L) or, if the text encoder is frozen, embeddings (B, L, C), (B,) -> what the
+        scheduler's prediction type asks for, (B, 8, h, w)."""
+        words = text if self.text_encoder is None else self.text_encoder(text).last_hidden_state
+        labels = task if self.unet.config["num_class_embeds"] else None
+        return self.unet(inputs, timesteps, words, class_labels=labels).sample
 
 
 def build_scheduler() -> DDIMScheduler:

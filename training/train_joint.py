@@ -1,310 +1,423 @@
 """Train UniGS: `python -m training.train_joint --config training/configs/tiny.toml --any.setting value`.
 
-From nothing: first the autoencoder, then text encoder and UNet together, on all tasks at once. Stopped runs go on from
-their last checkpoint when the same command is run again; the result is a pipeline folder `<output_dir>/pipeline`.
+A run that was stopped, by whatever, goes on from its last checkpoint when the same command is run again, and ends as if
+it had never been stopped. The result is a pipeline folder, `<output_dir>/pipeline`. Several processes:
+`accelerate launch -m training.train_joint ...`, see docs/training.md.
 """
 
 import json
 import logging
-import shutil
-from dataclasses import asdict
-from pathlib import Path
+import math
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers import AutoencoderTiny
-from diffusers.training_utils import EMAModel
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.training_utils import EMAModel, cast_training_params
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import CLIPTokenizer
 
-from training.autoencoder import train_autoencoder
+from training.checkpoints import (
+    SHARDED,
+    find_checkpoint,
+    load_averages,
+    read_state,
+    save_checkpoint,
+    save_trained_weights_only,
+    write_state,
+)
+from training.checks import check_settings, one_line_errors
 from training.config import TrainConfig, load_config
-from training.datasets.scenes import KINDS, Scenes, SpriteLibrary, prompt_words
-from training.export import save_pipeline
-from training.joint import Example, make_example
-from training.model import JointModel, build_scheduler, build_text_encoder, build_tokenizer, build_unet
-from training.muon import Muon, split_parameters
-from training.validation import validation_sheet
-from unigs.conditions import LATENT_CHANNELS, control_picture, encode_pixels, latent_mask, unet_input
-from unigs.palette import LocationAwarePalette
+from training.export import export
+from training.joint import Example
+from training.latents import Batch, encode_batch
+from training.loading import BatchPlan, TrainingData, example_source, open_mixture, stack
+from training.logs import Journal, Meter, Speed
+from training.model import JointModel
+from training.objective import add_noise, loss_weights, squared_errors
+from training.optimizers import build_optimizers, learning_rate_schedule
+from training.start import describe, start_pipeline
+from training.validation import validation_examples, validation_grid
+from unigs.conditions import LATENT_CHANNELS, unet_input
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-
-class Examples(Dataset[dict[str, Tensor]]):
-    """Training examples by index: the same (seed, index) is always the same example."""
-
-    def __init__(
-        self, scenes: Scenes, palette: LocationAwarePalette, tokenizer: CLIPTokenizer, config: TrainConfig, length: int
-    ):
-        self.scenes, self.palette, self.tokenizer, self.config, self.length = scenes, palette, tokenizer, config, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def example(self, index: int) -> Example:
-        return make_example(
-            self.scenes[index],
-            np.random.default_rng([self.config.seed, 2, index]),
-            self.palette,
-            tasks=self.config.tasks,
-            vocabulary=self.scenes.library.nouns,
-            negatives=self.config.data.negatives,
-            caption_dropout=self.config.data.caption_dropout,
-        )
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        example = self.example(index)
-        tokens = self.tokenizer(example.prompt, padding="max_length", truncation=True, return_tensors="pt")
-        return {
-            "image": torch.from_numpy(example.image).permute(2, 0, 1),
-            "colormap": torch.from_numpy(example.colormap).permute(2, 0, 1),
-            "coarse_mask": torch.from_numpy(example.coarse_mask),
-            "input_ids": tokens.input_ids[0],
-            "task": torch.tensor(example.task.spec.id),
-        }
-
-
-@torch.no_grad()
-def encode_batch(vae: AutoencoderTiny, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Pictures become `latents` (B, 8, h, w) to be denoised, coarse `mask` (B, 1, h, w) and `control` (B, 4, h, w).
-
-    A control that is the whole image or the colormap is not encoded a second time.
-    """
-    image, colormap = batch["image"] / 255, batch["colormap"] / 255
-    task = batch["task"]
-    holes = with_control(task, "image with hole")
-    cut_out = control_picture(Task.INPAINTING, image[holes], batch["coarse_mask"][holes])
-    latents = encode_pixels(vae, torch.cat([image, colormap, cut_out]))
-    image_latents, colormap_latents, hole_latents = latents.split([len(image), len(image), len(cut_out)])
-    control = torch.where(with_control(task, "colormap")[:, None, None, None], colormap_latents, image_latents)
-    control[holes] = hole_latents
-    mask = latent_mask(batch["coarse_mask"], (latents.shape[-2], latents.shape[-1]))
-    return {
-        "latents": torch.cat([image_latents, colormap_latents], dim=1),
-        "mask": mask,
-        "control": control,
-        "input_ids": batch["input_ids"],
-        "task": task,
-    }
-
-
-def with_control(task: Tensor, control: str) -> Tensor:
-    """(B,) bool: which of the tasks (B,), given by their ids, have this kind of control picture."""
-    ids = [name.spec.id for name in Task if name.spec.control == control]
-    return torch.isin(task, torch.tensor(ids, device=task.device))
-
-
-def stream_weights(task: Tensor, copied: float) -> Tensor:
-    """(B, 2) loss weights of the picture and the colormap stream; `copied` for one that the control already shows."""
-    weights = torch.ones(len(task), 2, device=task.device)
-    weights[with_control(task, "image"), 0] = copied
-    weights[with_control(task, "colormap"), 1] = copied
-    return weights
-
-
-def draw_timesteps(task: Tensor, steps: int, last_share: float, generator: torch.Generator) -> Tensor:
-    """(B,) timesteps.
-
-    For `last_share` of the examples the very last one, where few-step sampling starts. Otherwise for segmentation a
-    uniform draw, for painting the later of two, because what is painted where is decided at high noise.
-    """
-    first, second = torch.randint(0, steps, (2, len(task)), generator=generator)
-    last = torch.rand(len(task), generator=generator) < last_share
-    segmentation = with_control(task.cpu(), "image")
-    timesteps = torch.where(segmentation, first, torch.maximum(first, second)).masked_fill(last, steps - 1)
-    return timesteps.to(task.device)
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    config = load_config(argv)
-    out = config.output_dir
-    accelerator = Accelerator(
-        cpu=config.cpu,
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(str(out), logging_dir=str(out / "logs")),
-    )
-    set_seed(config.seed)
 
-    # 1. Data
-    library = SpriteLibrary(config.data.sprites, KINDS)
-    scenes = Scenes(library, config.resolution, "train", config.data.max_objects)
-    palette = LocationAwarePalette(config.palette.grid, config.palette.levels, config.palette.order)
+    # 1. Everything that can be wrong with the settings, the data and the model is found before the first step
+    with one_line_errors():
+        config = load_config(argv)
+        check_settings(config)
+        out = config.output_dir
+        accelerator = Accelerator(
+            cpu=config.cpu,
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(str(out), logging_dir=str(out)),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # others wait for the autoencoder
+        )
+        sharded = accelerator.distributed_type in SHARDED
+        check_sharding(config, accelerator)
+        set_seed(config.seed)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        folder = find_checkpoint(out, config.resume_from_checkpoint)
+        state: dict[str, Any] = read_state(folder) if folder else {}
+        mixture = open_mixture(config)
+        grids = validation_examples(config) if config.validation_steps and accelerator.is_main_process else {}
+        with accelerator.main_process_first():
+            pipeline = start_pipeline(config, mixture, accelerator.device)
+        source = example_source(config, pipeline, mixture)
 
-    # 2. Autoencoder, trained once, and tokenizer
+    # 2. Models, optimizers, learning rate
+    model = make_trainable(pipeline, config, accelerator)
+    global_batch = config.train_batch_size * accelerator.num_processes
+    examples = global_batch * config.gradient_accumulation_steps  # of an update
+    steps = config.max_train_steps or math.ceil(config.num_train_epochs * source.epoch_size / examples)
+    chosen = build_optimizers(model, config, examples)
+    schedule = learning_rate_schedule(config, steps)
+    if accelerator.state.deepspeed_plugin is not None:  # it asks a loader that accelerate prepared; there is none
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
+    model, *optimizers = accelerator.prepare(model, *(optimizer for optimizer, _ in chosen))
+    trained = [value for value in model.parameters() if value.requires_grad]
+    if not sharded:
+        save_trained_weights_only(accelerator)
+
+    # 3. Resume
+    step: int = state.get("step", 0)
+    if folder is not None:
+        accelerator.load_state(str(folder))
+        warn_of_changes(state["data"], settings_of_data(config, examples))
+        logger.info("resumed %s", folder)
+    ema = EMAModel(trained, decay=config.ema_decay, foreach=True) if config.use_ema else None
+    if ema is not None and folder is not None:
+        load_averages(accelerator, folder, ema, state["averaged_updates"])
+    out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(out / "metrics.jsonl", step, enabled=accelerator.is_main_process)
     if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(asdict(config), indent=2, default=str))
-        if not (out / "vae" / "config.json").is_file():
-            vae = train_autoencoder(
-                config.autoencoder, scenes, palette, accelerator.device, config.dataloader_num_workers, config.seed
-            )
-            vae.save_pretrained(out / "vae")
-        if not (out / "tokenizer" / "vocab.json").is_file():
-            build_tokenizer(out / "tokenizer", prompt_words(), config.model)
-    accelerator.wait_for_everyone()
-    vae = AutoencoderTiny.from_pretrained(out / "vae").requires_grad_(False).eval()
-    vae = vae.to(accelerator.device, memory_format=torch.channels_last)
-    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer", local_files_only=True)
+        (out / "config.json").write_text(describe(config))
+    start_trackers(accelerator, config, step)
 
-    # 3. Models, optimisers, schedules
-    factor = 2 ** (len(config.autoencoder.encoder_blocks) - 1)
-    unet = build_unet(config.model, config.resolution // factor).to(memory_format=torch.channels_last)
-    text_encoder = build_text_encoder(tokenizer, config.model)
-    scheduler = build_scheduler()
-    trained = JointModel(text_encoder, unet)
-    matrices, others = split_parameters(trained)
-    muon = Muon(matrices, lr=config.learning_rate, ns_steps=4)
-    adamw = torch.optim.AdamW(
-        others, lr=config.adam_learning_rate, betas=(0.9, 0.95), weight_decay=config.adam_weight_decay
-    )
-    ema = EMAModel(trained.parameters(), decay=config.ema_decay, foreach=True)
-
-    batch_size = config.train_batch_size * accelerator.num_processes
-    examples = Examples(scenes, palette, tokenizer, config, config.max_train_steps * batch_size)
-    # without a GPU the workers encode too: the autoencoder then runs beside the UNet instead of before it
-    encoded_by_workers = accelerator.device.type == "cpu"
-    loader = DataLoader(
-        examples,
+    # 4. Data
+    plan = BatchPlan(
+        source.bucket,
         config.train_batch_size,
-        num_workers=config.dataloader_num_workers,
-        collate_fn=(lambda items: encode_batch(vae, default_collate(items))) if encoded_by_workers else default_collate,
+        accelerator.num_processes,
+        accelerator.process_index,
+        state.get("plan"),
     )
-    trained, muon, adamw, loader = accelerator.prepare(trained, muon, adamw, loader)
-    ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema)
-    accelerator.init_trackers("logs")
-
-    # 4. Resume
-    step = resume(accelerator, config)
-    if step:
-        loader = accelerator.skip_first_batches(loader, step)
+    timesteps = pipeline.scheduler.config["num_train_timesteps"]
+    # without a GPU the workers encode too: the autoencoder then runs beside the UNet instead of before it
+    by_workers = accelerator.device.type == "cpu" and config.dataloader_num_workers > 0
+    loader = DataLoader(
+        TrainingData(source, config, pipeline.vae_scale_factor, timesteps),
+        batch_sampler=plan,
+        num_workers=config.dataloader_num_workers,
+        collate_fn=partial(collate, pipeline.vae if by_workers else None),
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=ignore_signals,
+    )
 
     # 5. Train
-    progress = tqdm(
-        total=config.max_train_steps, initial=step, desc="joint", unit="step", disable=not accelerator.is_main_process
-    )
-    for batch in loader:
-        rate = learning_rate_factor(step, config)
-        for optimizer, base in ((muon, config.learning_rate), (adamw, config.adam_learning_rate)):
-            for group in optimizer.param_groups:
-                group["lr"] = base * rate
-        if not encoded_by_workers:
-            batch = encode_batch(vae, dict(batch))
-        latents = batch["latents"]
-        # noise is a function of (seed, step, process), so a resumed run draws what the uninterrupted one would have
-        seed = np.random.SeedSequence([config.seed, 3, step, accelerator.process_index]).generate_state(1)[0]
-        generator = torch.Generator().manual_seed(int(seed))
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        timesteps = draw_timesteps(
-            batch["task"], scheduler.config["num_train_timesteps"], config.last_timestep_share, generator
-        )
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        target = scheduler.get_velocity(latents, noise, timesteps)
+    meter, speed = Meter(accelerator, state.get("meter")), Speed()
+    batches, batches_done, saved_at = iter(loader), 0, step
+    started = time.monotonic() - state.get("seconds", 0.0)
 
-        inputs = unet_input(noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], batch["mask"], batch["control"])
-        with accelerator.autocast():
-            velocity = trained(
-                inputs.contiguous(memory_format=torch.channels_last), timesteps, batch["input_ids"], batch["task"]
-            )
-        errors = (velocity.float() - target).square().unflatten(1, (2, LATENT_CHANNELS)).mean((2, 3, 4))  # (B, 2)
-        loss = (errors * stream_weights(batch["task"], config.copied_stream_weight)).mean()
-        muon.zero_grad()
-        adamw.zero_grad()
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(trained.parameters(), config.max_grad_norm)
-        muon.step()
-        adamw.step()
-        ema.step(trained.parameters())
-        step += 1
+    def save() -> None:
+        said = {
+            "step": step,
+            "plan": plan.state_after(batches_done),
+            "meter": meter.total(),
+            "averaged_updates": ema.optimization_step if ema is not None else 0,
+            "seconds": time.monotonic() - started,
+            "data": settings_of_data(config, examples),
+        }
+        write = partial(write_state, accelerator, ema)
+        save_checkpoint(accelerator, out / f"checkpoint-{step:06d}", said, write, config.checkpoints_total_limit)
 
-        progress.update()
-        if step % 10 == 0:
-            values = {"loss": loss.item(), "learning_rate": config.learning_rate * rate}
-            values["grad_norm"] = 0.0 if norm is None else float(norm)
-            for name in Task:
-                rows = batch["task"] == name.spec.id
-                if rows.any():
-                    values[f"picture/{name.value}"], values[f"colormap/{name.value}"] = errors[rows].mean(0).tolist()
-            accelerator.log(values, step)
-            progress.set_postfix(loss=f"{values['loss']:.4f}")
-        if step % config.checkpointing_steps == 0 or step == config.max_train_steps:
-            save_checkpoint(accelerator, config, step)
-        if accelerator.is_main_process and (step % config.validation_steps == 0 or step == config.max_train_steps):
-            ema.store(trained.parameters())
-            ema.copy_to(trained.parameters())
-            pipeline = UniGSPipeline(
-                vae,
-                text_encoder.eval(),
-                tokenizer,
-                unet.eval(),
-                scheduler,
-                palette=palette.to_config(),
-                task_defaults=config.task_defaults,
-                default_size=config.resolution,
-            )
-            save_pipeline(pipeline, out / "tokenizer", out / "pipeline")
-            sheet = validation_sheet(pipeline, Scenes(library, config.resolution, "heldout", config.data.max_objects))
-            sheet.save(out / f"validation-{step:06d}.png")
-            ema.restore(trained.parameters())
-            trained.train()
-    accelerator.end_training()
-    logger.info("done: %s", out / "pipeline")
+    progress = tqdm(total=steps, initial=step, unit="step", disable=not accelerator.is_main_process)
+    with StopRequest(accelerator) as stop, one_line_errors():
+        while step < steps and not stop.everywhere():
+            rate = schedule(step)
+            for optimizer, (_, full_rate) in zip(optimizers, chosen, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = full_rate * rate
+            synced, norm = False, None
+            while not synced:
+                waiting = time.perf_counter()
+                batch = next(batches)
+                speed.waited += time.perf_counter() - waiting
+                batches_done += 1
+                batch = to_latents(batch, pipeline, accelerator.device)
+                with accelerator.accumulate(model):
+                    noisy, target = add_noise(batch, pipeline.scheduler)
+                    inputs = unet_input(
+                        noisy[:, :LATENT_CHANNELS], noisy[:, LATENT_CHANNELS:], batch["mask"], batch["control"]
+                    )
+                    with accelerator.autocast():
+                        prediction = model(
+                            inputs.contiguous(memory_format=torch.channels_last),
+                            batch["timestep"],
+                            batch["text"],
+                            batch["task"],
+                        )
+                    errors = squared_errors(prediction, target)
+                    weights = loss_weights(
+                        batch["task"],
+                        batch["timestep"],
+                        pipeline.scheduler,
+                        config.snr_gamma,
+                        config.copied_stream_weight,
+                    )
+                    loss = (errors * weights).mean()
+                    accelerator.backward(loss)
+                    synced = accelerator.sync_gradients
+                    norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm) if synced else None
+                    for optimizer in optimizers:
+                        optimizer.step()
+                        optimizer.zero_grad()
+                meter.add_batch(loss, errors, batch["task"])
+                speed.examples += global_batch
+            meter.add_update(norm)
+            if ema is not None:
+                ema.step(trained)
+            step += 1
+            progress.update()
 
+            if step % config.logging_steps == 0 or step == steps:
+                values = meter.means()
+                values |= {"learning_rate": chosen[0][1] * rate, "epoch": step * examples / source.epoch_size}
+                if not math.isfinite(values["loss"]):
+                    raise ValueError(
+                        f"the loss is {values['loss']} at step {step}: lower learning_rate, or give bf16 instead of fp16"
+                    )
+                progress.set_postfix(loss=f"{values['loss']:.4f}")
+                journal.write(step, values)
+                accelerator.log(values | speed.values(accelerator.device), step)
+            if config.validation_steps and not sharded and (step == steps or step % config.validation_steps == 0):
+                if grids:
+                    with averaged(ema, trained), accelerator.autocast():
+                        validate(accelerator, pipeline, grids, config, step, journal)
+                    model.train()
+                accelerator.wait_for_everyone()
+            if step % config.checkpointing_steps == 0 or step == steps:
+                saved_at = step
+                save()
+    del batches
+    progress.close()
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, constant, linear to zero at the end."""
-    left = (config.max_train_steps - step) / max(1.0, config.lr_cooldown * config.max_train_steps)
-    return min(1.0, (step + 1) / max(1, config.lr_warmup_steps), left)
-
-
-def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
-    """Write `checkpoint-<step>` under another name first, so that a cut write never looks like a checkpoint."""
-    folder = config.output_dir / f"checkpoint-{step:06d}"
-    scratch = folder.with_name(folder.name + ".tmp")
-    if accelerator.is_main_process:
-        shutil.rmtree(scratch, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(scratch))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-        for old in checkpoints(config.output_dir)[: -config.checkpoints_total_limit]:
-            shutil.rmtree(old)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".tmp")
-
-
-def resume(accelerator: Accelerator, config: TrainConfig) -> int:
-    """Load the checkpoint that the configuration asks for; the number of steps it had done."""
-    if config.resume_from_checkpoint is None:
-        return 0
-    if config.resume_from_checkpoint == "latest":
-        found = checkpoints(config.output_dir)
-        if not found:
-            return 0
-        folder = found[-1]
+    # 6. The end, or a stop
+    if step < steps:
+        if saved_at < step:
+            save()
+        logger.info("stopped at step %d of %d: the same command goes on from there", step, steps)
     else:
-        folder = Path(config.resume_from_checkpoint)
-        if not folder.is_dir():
-            raise SystemExit(
-                f"--resume-from-checkpoint: {folder} is not a folder; expected a checkpoint-<step> folder or 'latest'"
-            )
-    accelerator.load_state(str(folder))
-    logger.info("resumed %s", folder)
-    return int(folder.name.split("-")[-1])
+        with averaged(ema, trained):
+            export(accelerator, pipeline, model, config, step * examples, time.monotonic() - started, journal)
+        logger.info("done: %s", out / "pipeline")
+    accelerator.end_training()
+
+
+def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Raises ValueError for what is not possible where no process has the whole model."""
+    if accelerator.distributed_type not in SHARDED:
+        return
+    name = accelerator.distributed_type.value
+    if config.optimizer == "muon":
+        raise ValueError(f"optimizer muon needs whole matrices, {name} divides them: give adamw")
+    if config.lora.rank is not None:
+        raise ValueError(f"lora.rank is not supported under {name}, which it does not need: use plain data parallelism")
+    plugin = accelerator.state.deepspeed_plugin
+    if config.use_ema and plugin is not None and plugin.zero_stage == 3:
+        raise ValueError("use_ema is not supported under DeepSpeed's ZeRO 3: give ZeRO 2, or leave it out")
+    if config.validation_steps:
+        logger.warning("no validation grids under %s: measure the exported model with training.evaluate", name)
+
+
+def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Accelerator) -> JointModel:
+    """Place the parts of the pipeline, frozen ones in half precision, and give what is trained."""
+    device, precision = accelerator.device, PRECISIONS[config.mixed_precision]
+    from_nothing = config.pretrained_model_name_or_path is None
+    pipeline.vae.requires_grad_(False).eval().to(device, precision)
+    if device.type == "cpu":
+        pipeline.vae.to(memory_format=torch.channels_last)
+    text_encoder, unet = pipeline.text_encoder, pipeline.unet
+    if not from_nothing:
+        text_encoder.requires_grad_(False).eval().to(device, precision)
+    if config.lora.rank is not None:
+        from peft import LoraConfig
+
+        # what widening has added is not there to be adapted: it is trained itself, if nobody has trained it yet
+        new = [name for name, value in unet.named_parameters() if is_untrained(unet, name, value)]
+        unet.requires_grad_(False).to(precision)
+        alpha = config.lora.rank if config.lora.alpha is None else config.lora.alpha
+        adapter = LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=alpha,
+            target_modules=list(config.lora.target_modules),
+            init_lora_weights="gaussian",
+        )
+        unet.add_adapter(adapter)
+        for name, value in unet.named_parameters():
+            value.requires_grad_(value.requires_grad or name in new)
+        cast_training_params(unet, torch.float32)
+    else:
+        unet.requires_grad_(True)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.torch_compile:
+        unet.compile()
+    unet.to(device, memory_format=torch.channels_last).train()
+    model = JointModel(unet, text_encoder.requires_grad_(True) if from_nothing else None)
+    return model.to(device).train()
+
+
+def is_untrained(unet: nn.Module, name: str, value: Tensor) -> bool:
+    """Whether it is of the first or last layer, or the task embedding, and nobody has trained what widening made there."""
+    fresh = not unet.get_parameter("conv_out.weight")[LATENT_CHANNELS:].any()
+    return fresh and name.startswith(("conv_in.", "conv_out.", "class_embedding."))
+
+
+def collate(vae: AutoencoderKL | AutoencoderTiny | None, items: list[Batch]) -> Batch:
+    """A batch; encoded, if there is a VAE and it is not yet."""
+    batch = stack(items)
+    return encode_batch(vae, batch) if vae is not None and "image" in batch else batch
+
+
+def to_latents(batch: Batch, pipeline: UniGSPipeline, device: torch.device) -> Batch:
+    """The batch on the device, with latents and with `text` as JointModel takes it."""
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    if "image" in batch:
+        batch = encode_batch(pipeline.vae, batch)
+    if "text" not in batch:
+        tokens = batch.pop("input_ids")
+        if next(pipeline.text_encoder.parameters()).requires_grad:
+            batch["text"] = tokens
+        else:
+            with torch.no_grad():
+                batch["text"] = pipeline.text_encoder(tokens).last_hidden_state
+    return {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def ignore_signals(worker: int) -> None:
+    """A signal to all processes is for the main one: the workers go on until it has saved."""
+    for number in StopRequest.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StopRequest:
+    """SIGTERM, SIGUSR1 and Ctrl-C ask a run to save and stop after the step; a second Ctrl-C breaks it off."""
+
+    SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.asked = accelerator, False
+
+    def __enter__(self) -> "StopRequest":
+        self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        logger.info("%s: saving after this step, then stopping", signal.Signals(number).name)
+        self.asked = True
+
+    def everywhere(self) -> bool:
+        """Whether any process was asked; all of them call this."""
+        if self.accelerator.num_processes == 1:
+            return self.asked
+        flag = torch.tensor([float(self.asked)], device=self.accelerator.device)
+        return float(self.accelerator.reduce(flag, reduction="sum")) > 0  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def averaged(ema: EMAModel | None, trained: list[nn.Parameter]) -> Iterator[None]:
+    """The trained parameters have their moving averages, if there are such, and then their own values again."""
+    if ema is None:
+        yield
+        return
+    ema.store(trained)
+    ema.copy_to(trained)
+    try:
+        yield
+    finally:
+        ema.restore(trained)
+
+
+def validate(
+    accelerator: Accelerator,
+    pipeline: UniGSPipeline,
+    grids: dict[Task, list[Example]],
+    config: TrainConfig,
+    step: int,
+    journal: Journal,
+) -> None:
+    """Write `validation-<step>.png` and the measures of each task. Too little memory costs the grid, not the run."""
+    pipeline.unet.eval()
+    pipeline.text_encoder.eval()
+    try:
+        grid, measures = validation_grid(pipeline, grids, seed=config.seed)
+    except torch.OutOfMemoryError:
+        logger.warning("no validation grid at step %d: not enough memory for a single picture", step)
+        return
+    finally:
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+    grid.save(config.output_dir / f"validation-{step:06d}.png")
+    measures = {f"validation/{name}": value for name, value in measures.items()}
+    journal.write(step, measures)
+    accelerator.log(measures, step)
+    for tracker in accelerator.trackers:
+        tracker.log_images({"validation": np.asarray(grid)[None]}, step)
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
+    """TensorBoard or Weights & Biases; what they were told of steps after `step` is taken back."""
+    if config.report_to == "wandb":
+        name = config.output_dir / "wandb-id"
+        if accelerator.is_main_process and not name.is_file():
+            name.write_text(uuid.uuid4().hex)
+        options = {"resume": "allow", "id": name.read_text() if accelerator.is_main_process else ""}
+        accelerator.init_trackers(config.tracker_project_name, init_kwargs={"wandb": options})
+    elif config.report_to == "tensorboard":
+        accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+
+
+def settings_of_data(config: TrainConfig, examples: int) -> dict[str, Any]:
+    """What decides which examples come in which order, as JSON has it."""
+    settings = json.loads(describe(config))
+    names = ("seed", "tasks", "resolution", "conditioning_dropout_prob", "noise_offset", "data", "palette")
+    return {**{name: settings[name] for name in names}, "examples of an update": examples}
+
+
+def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        logger.warning(
+            "resumed with another %s: the run goes on, but not as it would have gone on with the old",
+            ", ".join(changed),
+        )
 
 
 if __name__ == "__main__":

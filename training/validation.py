@@ -2,13 +2,19 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
 
-from training.joint import Example
+from training.config import TrainConfig
+from training.datasets.mixture import Mixture
+from training.geometry import Geometry
+from training.joint import Example, JointExamples
 from training.metrics import intersection_over_union, match_entities
+from training.sources import open_sources
+from training.start import palette_of
 from unigs.conditions import control_picture
 from unigs.pipeline import UniGSOutput, UniGSPipeline
 from unigs.tasks import Task
@@ -16,10 +22,34 @@ from unigs.tasks import Task
 logger = logging.getLogger(__name__)
 
 
+def validation_examples(config: TrainConfig) -> dict[Task, list[Example]]:
+    """Examples of each task that is trained, cut from the middle of pictures of [data.validation].
+
+    Without data sets there, held-out scenes of the kinds that are trained on, if scenes are; else none.
+    """
+    sources = dict(config.data.validation)
+    if not sources:
+        scenes = {name: source for name, source in config.data.sources.items() if source.type == "scenes"}
+        sources = {name: replace(source, split="heldout") for name, source in scenes.items()}
+    geometry = Geometry(
+        (config.resolution, config.resolution), random_crop=False, flip=0.0, min_pixels=config.data.min_pixels
+    )
+    opened, examples = open_sources(sources, config.resolution, config.tasks), {}
+    for task in config.tasks:
+        if any(task in source.tasks for source in opened):
+            drawn = JointExamples(Mixture(opened, config.seed, (task,)), palette_of(config), geometry=geometry)
+            examples[task] = [drawn[i] for i in range(config.num_validation_images)]
+    return examples
+
+
 def validation_grid(
-    pipeline: UniGSPipeline, examples: Mapping[Task, Sequence[Example]], batch_size: int = 8, seed: int = 0
+    pipeline: UniGSPipeline,
+    examples: Mapping[Task, Sequence[Example]],
+    batch_size: int = 8,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> tuple[Image.Image, dict[str, float]]:
-    """Run the pipeline on examples of each task, with the checkpoint's defaults.
+    """Run the pipeline on examples of each task, with the checkpoint's defaults, or so many `steps`.
 
     A batch that does not fit into the memory of a GPU is halved, again and again.
 
@@ -41,7 +71,7 @@ def validation_grid(
             for name in ("image", "colormap")
         )
         coarse_mask = torch.from_numpy(np.stack([example.coarse_mask for example in chosen]))
-        out = _run(pipeline, task, image, colormap, coarse_mask, [e.prompt for e in chosen], batch_size, seed)
+        out = _run(pipeline, task, image, colormap, coarse_mask, [e.prompt for e in chosen], batch_size, seed, steps)
         given = control_picture(task, image, coarse_mask, colormap)
         if task is Task.REFERRING:
             given = torch.where(coarse_mask[:, None], given, given / 2)
@@ -64,6 +94,7 @@ def _run(
     prompts: list[str],
     batch_size: int,
     seed: int,
+    steps: int | None,
 ) -> UniGSOutput:
     """The pipeline's output for all pictures, in batches that fit."""
     images, colormaps, entities = [], [], []
@@ -77,6 +108,7 @@ def _run(
                 colormap=colormap[batch],
                 coarse_mask=coarse_mask[batch],
                 prompt=prompts[batch],
+                num_inference_steps=steps,
                 generator=[torch.Generator().manual_seed(seed + i) for i in range(len(image))[batch]],
                 output_type="pt",
             )
@@ -87,8 +119,8 @@ def _run(
             logger.warning("not enough memory: validating %d pictures at a time", batch_size)
             torch.cuda.empty_cache()
             continue
-        images.append(out.images.cpu())
-        colormaps.append(out.colormaps.cpu())
+        images.append(torch.as_tensor(out.images).cpu())
+        colormaps.append(torch.as_tensor(out.colormaps).cpu())
         entities += out.entities
         start += batch_size
     return UniGSOutput(torch.cat(images), torch.cat(colormaps), entities)

@@ -1,0 +1,111 @@
+"""What is wrong with the settings of a run, said in one line before anything long begins."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+
+from training.config import TrainConfig
+from training.datasets.pictures import TooManyBadPictures
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Errors that tell what to change end the program without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, TooManyBadPictures) as error:
+        raise SystemExit(f"error: {str(error).strip().splitlines()[-1]}") from error
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raises ValueError for values out of range and combinations that cannot be."""
+    for name, least in (
+        *(("resolution", 8), ("train_batch_size", 1), ("gradient_accumulation_steps", 1), ("num_train_epochs", 1)),
+        *(("lr_warmup_steps", 0), ("lr_num_cycles", 1), ("dataloader_num_workers", 0), ("checkpointing_steps", 1)),
+        *(("validation_steps", 0), ("num_validation_images", 1), ("logging_steps", 1), ("max_train_steps", 1)),
+        *(("checkpoints_total_limit", 1), ("seed", 0)),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    for name in ("learning_rate", "adam_learning_rate", "max_grad_norm", "snr_gamma", "adam_epsilon"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+    shares = {
+        name: getattr(config, name)
+        for name in ("conditioning_dropout_prob", "last_timestep_share", "lr_cooldown", "ema_decay")
+    }
+    shares |= {f"data.{name}": getattr(config.data, name) for name in ("flip", "min_share", "negatives")}
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    if not config.tasks or len(set(config.tasks)) < len(config.tasks):
+        raise ValueError(f"tasks must name at least one task, each once, got {[task.value for task in config.tasks]}")
+    for task in config.task_defaults:
+        if task not in [item.value for item in type(config.tasks[0])]:
+            raise ValueError(
+                f"task_defaults: unknown task {task!r}; expected inpainting, synthesis, referring or entity"
+            )
+    if config.output_dir.exists() and not config.output_dir.is_dir():
+        raise ValueError(f"output_dir {config.output_dir} is a file: give a folder")
+    if config.pretrained_model_name_or_path is None:
+        _check_new_model(config)
+    _check_combinations(config)
+    _check_packages(config)
+
+
+def _check_new_model(config: TrainConfig) -> None:
+    model = config.model
+    if any(width < 8 or width % 8 for width in model.block_out_channels):
+        raise ValueError(f"model.block_out_channels must be multiples of 8, got {model.block_out_channels}")
+    if not 0 <= model.attention_levels <= len(model.block_out_channels):
+        raise ValueError(
+            f"model.attention_levels must be 0 to {len(model.block_out_channels)}, the number of "
+            f"block_out_channels, got {model.attention_levels}"
+        )
+    if model.text_width < 32 or model.text_width % 32:
+        raise ValueError(f"model.text_width must be a multiple of 32, got {model.text_width}")
+    if config.autoencoder.crop > config.resolution:
+        raise ValueError(f"autoencoder.crop {config.autoencoder.crop} is larger than resolution {config.resolution}")
+    if len(config.autoencoder.encoder_blocks) != len(config.autoencoder.decoder_blocks):
+        raise ValueError("autoencoder.encoder_blocks and decoder_blocks must have the same number of levels")
+    if config.lora.rank is not None:
+        raise ValueError("lora.rank needs a model to adapt: give pretrained_model_name_or_path")
+
+
+def _check_combinations(config: TrainConfig) -> None:
+    if config.snr_gamma is not None and config.last_timestep_share > 0:
+        raise ValueError(
+            "snr_gamma gives the last timestep next to no weight, last_timestep_share asks for more of it: drop one"
+        )
+    if config.use_8bit_adam and config.optimizer == "muon":
+        raise ValueError("use_8bit_adam is for the optimizer adamw, not muon: drop one")
+    if config.optimizer == "muon" and config.pretrained_model_name_or_path is not None:
+        raise ValueError("optimizer muon is for training from nothing: give adamw, or no pretrained_model_name_or_path")
+    if config.lora.rank is not None and config.lora.rank < 1:
+        raise ValueError(f"lora.rank must be at least 1, got {config.lora.rank}")
+    if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
+        raise ValueError(
+            "rescale_betas_zero_snr makes the last timestep pure noise, from which epsilon tells nothing: "
+            "give prediction_type v_prediction or sample"
+        )
+    if config.mixed_precision == "fp16" and (config.cpu or not torch.cuda.is_available()):
+        raise ValueError("mixed_precision fp16 needs a GPU: give bf16 or no")
+
+
+def _check_packages(config: TrainConfig) -> None:
+    needed = {
+        "bitsandbytes": ("use_8bit_adam", config.use_8bit_adam),
+        "peft": ("lora.rank", config.lora.rank is not None),
+        "tensorboard": ("report_to tensorboard", config.report_to == "tensorboard"),
+        "wandb": ("report_to wandb", config.report_to == "wandb"),
+    }
+    for package, (setting, wanted) in needed.items():
+        if wanted and find_spec(package) is None:
+            raise ValueError(f"{setting} needs the package {package}: pip install {package}, or leave the setting out")
