@@ -389,7 +389,8 @@ def validate(
     journal.write(step, measures)
     accelerator.log(measures, step)
     for tracker in accelerator.trackers:
-        tracker.log_images({"validation": np.asarray(grid)[None]}, step)
+        options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"validation": np.asarray(grid)[None]}, step, **options)
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
