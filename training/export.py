@@ -74,7 +74,7 @@ def save_pipeline(pipeline: UniGSPipeline, card: str, folder: Path) -> None:
     for config in [scratch / "model_index.json", *scratch.glob("*/config.json")]:
         settings = json.loads(config.read_text())
         unwanted = {"_name_or_path"} | (
-            {"block_out_channels"} if settings["_class_name"] == "AutoencoderTiny" else set()
+            {"block_out_channels"} if settings.get("_class_name") == "AutoencoderTiny" else set()
         )
         config.write_text(json.dumps({k: v for k, v in settings.items() if k not in unwanted}, indent=2) + "\n")
     for path in scratch.rglob("*.safetensors"):
