@@ -53,7 +53,7 @@ class Meter:
         """Means over all processes; the sums begin anew."""
         loss, examples, norm, updates, *of_tasks = self.total()
         self.sums.zero_()
-        values = {"loss": loss / max(1, examples), "grad_norm": norm / max(1, updates * self.accelerator.num_processes)}
+        values = {"loss": loss / max(1, examples), "grad_norm": norm / max(1, updates)}
         for task in Task:
             count, picture, colormap = of_tasks[3 * task.spec.id : 3 * task.spec.id + 3]
             if count:

@@ -73,6 +73,9 @@ def main(argv: list[str] | None = None) -> None:
             project_config=ProjectConfiguration(str(out), logging_dir=str(out)),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # others wait for the autoencoder
         )
+        quiet = logging.INFO if accelerator.is_main_process else logging.WARNING
+        logging.getLogger().setLevel(quiet)
+        logging.getLogger("accelerate").setLevel(logging.WARNING)
         sharded = accelerator.distributed_type in SHARDED
         check_sharding(config, accelerator)
         set_seed(config.seed)

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from training.datasets.scenes import HELD_OUT_KINDS, KINDS, Scenes, SpriteLibrary
+from unigs.pipeline import UniGSPipeline
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +30,27 @@ def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scenes(sprites: Path) -> Scenes:
     return Scenes(SpriteLibrary(sprites, KINDS), 64, "train")
+
+
+@pytest.fixture(scope="session")
+def inpainting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a narrow inpainting model of the structure of Stable Diffusion 1, and random weights."""
+    torch.manual_seed(0)
+    tokenizer = UniGSPipeline.from_pretrained().tokenizer
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    unet = UNet2DConditionModel(sample_size=16, in_channels=9, norm_num_groups=4, layers_per_block=1,
+        block_out_channels=(16, 32), cross_attention_dim=32, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)  # fmt: skip
+    folder = tmp_path_factory.mktemp("inpainting") / "narrow"
+    StableDiffusionInpaintPipeline(
+        vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    ).save_pretrained(folder)  # fmt: skip
+    return folder

@@ -1,24 +1,35 @@
+"""Whole runs of the trainer, in this process and in others."""
+
 import json
-import shutil
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import train_joint
-from training.config import load_config
-from training.evaluate import intersection_over_union, match_entities
-from training.model import build_tokenizer
-from training.muon import Muon, orthogonalize, split_parameters
+from training.checkpoints import checkpoints, read_state
+from unigs.checkpoints import Kind, open_checkpoint
+from unigs.conditions import encode_pixels
 from unigs.pipeline import UniGSPipeline
-from unigs.tasks import Task
 
-TINY = "training/configs/tiny.toml"
-SMALL = [
-    *("--config", TINY, "--resolution", "32", "--train-batch-size", "4", "--max-train-steps", "4", "--cpu"),
-    *("--checkpointing-steps", "2", "--validation-steps", "4", "--dataloader-num-workers", "0"),
+ROOT = Path(__file__).parents[2]
+COMMON = [
+    *("--resolution", "32", "--train-batch-size", "4", "--max-train-steps", "6", "--cpu", "--logging-steps", "2"),
+    *("--checkpointing-steps", "3", "--validation-steps", "6", "--dataloader-num-workers", "0"),
+    *("--num-validation-images", "2"),
+]
+NOTHING = [
+    *("--config", "training/configs/tiny.toml", *COMMON),
     *("--model.block-out-channels", "16", "32", "--model.attention-levels", "1", "--model.text-width", "32"),
     *("--autoencoder.channels", "8", "--autoencoder.max-train-steps", "3", "--autoencoder.crop", "32"),
 ]
@@ -34,124 +45,261 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def run(sprites, tmp_path_factory):
+def settings(sprites):
+    """Settings of a small run from nothing."""
+    return [*NOTHING, "--data.sources.scenes.sprites", str(sprites)]
+
+
+@pytest.fixture(scope="module")
+def run(settings, tmp_path_factory):
+    """A run of six steps."""
     out = tmp_path_factory.mktemp("run")
-    train_joint.main([*SMALL, "--output-dir", str(out), "--data.sprites", str(sprites)])
+    train_joint.main([*settings, "--output-dir", str(out)])
     return out
 
 
+def begin(run: Path, out: Path) -> Path:
+    """A run that has what another one made before its first step, so that it need not be made again."""
+    for part in ("vae", "tokenizer"):
+        (out / part).mkdir(parents=True)
+        for file in (run / part).iterdir():
+            (out / part / file.name).write_bytes(file.read_bytes())
+    return out
+
+
+def command(settings: list[str], out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "training.train_joint", *settings, "--output-dir", str(out), *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def assert_same(one: Path, other: Path, step: int = 6) -> None:
+    """Weights, averages, optimizers, order of the data and logs of two runs are equal to the last bit."""
+    first, second = (folder / f"checkpoint-{step:06d}" for folder in (one, other))
+    for name in ("model.safetensors", "averages.safetensors", "optimizer.bin", "optimizer_1.bin"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    states = [{**read_state(folder), "seconds": 0} for folder in (first, second)]
+    assert states[0] == states[1]
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run / "logs")).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 def test_what_a_run_leaves_behind(run):
-    assert [path.name for path in train_joint.checkpoints(run)] == ["checkpoint-000002", "checkpoint-000004"]
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-000003", "checkpoint-000006"]
     assert json.loads((run / "config.json").read_text())["resolution"] == 32
-    assert list((run / "logs").rglob("events.out.tfevents.*"))
-    sheet = Image.open(run / "validation-000004.png")
-    assert sheet.size == (8 * 32, 4 * 3 * 32)
+    assert Image.open(run / "validation-000006.png").size == (2 * 32, 4 * 3 * 32)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 6]
+    assert lines[2]["epoch"] == 24 / 10_000
+    logged = scalars(run)
+    for line in lines:
+        for name, value in line.items():
+            assert name == "step" or (line["step"], np.float32(value)) in logged[name]
+    for stream in ("picture", "colormap"):
+        assert logged[f"{stream}/entity"]
+    assert {"speed/examples_per_second", "speed/waiting_for_data", "memory/gb", "grad_norm"} <= set(logged)
+
+
+def test_the_export_opens(run):
     pipe = UniGSPipeline.from_pretrained(run / "pipeline")
     assert pipe.default_size == 32 and pipe.palette.grid == 5
-    assert pipe.defaults("entity")["num_inference_steps"] == 1
+    assert pipe.defaults("entity") == {"num_inference_steps": 1, "guidance_scale": 1.0}
     weights = load_file(run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float16}
-    assert {"vocab.json", "merges.txt"} <= {path.name for path in (run / "pipeline" / "tokenizer").iterdir()}
+    averages = load_file(run / "checkpoint-000006" / "averages.safetensors")
+    assert torch.equal(weights["conv_in.weight"], averages["0"].half())  # what is exported are the averaged weights
+    assert open_checkpoint(run / "pipeline").kind is Kind.UNIGS
     out = pipe("entity", image=Image.new("RGB", (32, 32)))
     assert out.images[0].size == (32, 32)
+    card = (run / "pipeline" / "README.md").read_text()
+    for fact in ("24 in 6 updates of 4 x 1 x 1 processes", "Fluent Emoji, MIT", "decay 0.998", "| entity | 0."):
+        assert fact in card
 
 
-def test_a_resumed_run_ends_with_the_same_weights(run, sprites, tmp_path):
-    out = tmp_path / "again"
-    shutil.copytree(run, out)
-    shutil.rmtree(out / "checkpoint-000004")
-    shutil.rmtree(out / "pipeline")
-    train_joint.main([*SMALL, "--output-dir", str(out), "--data.sprites", str(sprites)])
-    for name in ("model.safetensors",):
-        straight, resumed = (load_file(folder / "checkpoint-000004" / name) for folder in (run, out))
-        assert straight.keys() == resumed.keys()
-        assert all(torch.equal(straight[key], resumed[key]) for key in straight)
-    straight, resumed = (
-        load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (run, out)
+def test_a_resumed_run_ends_as_if_it_had_never_been_stopped(run, settings, tmp_path):
+    out = begin(run, tmp_path / "again")
+    train_joint.main([*settings, "--output-dir", str(out), "--max-train-steps", "6", "--checkpointing-steps", "1"])
+    for folder in checkpoints(out)[-1:]:
+        (folder / "model.safetensors").write_bytes(b"damaged")  # so that it goes on from the one before
+    (out / "pipeline" / "README.md").unlink()
+    train_joint.main([*settings, "--output-dir", str(out)])
+    assert_same(run, out)
+    assert (out / "pipeline" / "README.md").is_file()
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(run, settings, tmp_path):
+    out, moments = begin(run, tmp_path / "killed"), np.random.default_rng()
+    more = ["--checkpointing-steps", "1", "--checkpoints-total-limit", "2"]
+    kills = 0
+    while not (out / "pipeline").is_dir():
+        process = subprocess.Popen(
+            command(settings, out, *more),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if kills < 2:  # somewhere between the first step and the last
+            before = len(list(out.glob("checkpoint-*")))
+            while (
+                process.poll() is None and len(checkpoints(out)) <= before and not (out / "checkpoint-000006").is_dir()
+            ):
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait(timeout=300)
+    assert kills == 2
+    assert_same(run, out)
+    for tag, values in scalars(run).items():
+        if not tag.startswith(("speed/", "memory/")):
+            assert scalars(out)[tag] == values
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_stops(run, settings, tmp_path, name):
+    out = begin(run, tmp_path / name)
+    more = ["--checkpointing-steps", "1000", "--max-train-steps", "100000"]
+    process = subprocess.Popen(
+        command(settings, out, *more), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
-    assert all(torch.equal(straight[key], resumed[key]) for key in straight)  # the averaged weights too
+    journal = out / "metrics.jsonl"
+    while process.poll() is None and not (journal.is_file() and journal.read_text()):
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    [folder] = checkpoints(out)
+    step = read_state(folder)["step"]
+    assert step > 0 and f"stopped at step {step} of 100000: the same command goes on from there" in log
 
 
-def test_wrong_settings_end_with_one_line(tmp_path, sprites):
-    with pytest.raises(SystemExit, match="expected a TOML file"):
-        load_config(["--config", str(tmp_path / "none.toml")])
-    (tmp_path / "a.toml").write_text("resolutoin = 3")
-    with pytest.raises(SystemExit, match="unknown setting 'resolutoin'; expected one of .*resolution"):
-        load_config(["--config", str(tmp_path / "a.toml")])
-    (tmp_path / "a.toml").write_text("resolution = 'big'")
-    with pytest.raises(SystemExit, match="resolution = 'big' should be of type int"):
-        load_config(["--config", str(tmp_path / "a.toml")])
-    with pytest.raises(SystemExit, match="--resume-from-checkpoint: nowhere is not a folder"):
-        folders = ["--output-dir", str(tmp_path), "--data.sprites", str(sprites)]
-        train_joint.main([*SMALL, *folders, "--resume-from-checkpoint", "nowhere"])
+def test_two_processes_train_as_one_with_the_same_global_batch(run, settings, tmp_path):
+    out = begin(run, tmp_path / "two")
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    two = [sys.executable, *launch, "-m", "training.train_joint", *settings, "--output-dir", str(out)]
+    result = subprocess.run(
+        [*two, "--train-batch-size", "2"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = zip((run / "metrics.jsonl").read_text().splitlines(), (out / "metrics.jsonl").read_text().splitlines())
+    for one, other in lines:
+        one, other = json.loads(one), json.loads(other)
+        assert one.keys() == other.keys()
+        assert all(one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6) for name in one)
+    first, second = (load_file(folder / "checkpoint-000006" / "averages.safetensors") for folder in (run, out))
+    for name in first:
+        assert torch.allclose(first[name], second[name], atol=1e-4)
+    state = read_state(out / "checkpoint-000006")
+    assert state["plan"] == read_state(run / "checkpoint-000006")["plan"]
 
 
-def test_the_command_line_overrides_the_file():
-    config = load_config(["--config", TINY, "--palette.grid", "3", "--learning-rate", "0.5", "--tasks", "entity"])
-    assert config.palette.grid == 3 and config.palette.order == "smooth"
-    assert config.learning_rate == 0.5 and config.tasks == (Task.ENTITY,)
+def test_a_full_disk_leaves_the_last_good_checkpoint(run, settings, tmp_path, monkeypatch, caplog):
+    out = begin(run, tmp_path / "full")
+    train_joint.main([*settings, "--output-dir", str(out), "--max-train-steps", "3"])
+    size = (out / "checkpoint-000003" / "optimizer.bin").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        train_joint.main([*settings, "--output-dir", str(out), "--max-train-steps", "5", "--checkpointing-steps", "5"])
+    except SystemExit as error:
+        assert "could not be written" in str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-000003"] and not list(out.glob(".checkpoint*"))
+    assert "checkpoint-000005 could not be written" in caplog.text
+    train_joint.main([*settings, "--output-dir", str(out)])
+    assert_same(run, out)
 
 
-def test_streams_that_copy_the_control_weigh_less():
-    order = [task.spec.id for task in Task]
-    weights = train_joint.stream_weights(torch.tensor(order), 0.2)
-    assert weights.tolist() == [[1, 1], [1, pytest.approx(0.2)], [pytest.approx(0.2), 1], [pytest.approx(0.2), 1]]
+@pytest.fixture(scope="module")
+def from_inpainting(sprites, inpainting_model):
+    """Settings of a small run from an inpainting model."""
+    data = ["--data.sources.scenes.sprites", str(sprites)]
+    return [*COMMON, *data, "--pretrained-model-name-or-path", str(inpainting_model), "--learning-rate", "1e-3"]
 
 
-def test_timesteps_are_often_the_last_and_later_for_painting():
-    generator = torch.Generator().manual_seed(0)
-    tasks = torch.arange(4000) % 4
-    timesteps = train_joint.draw_timesteps(tasks, 1000, 0.3, generator)
-    last = [(timesteps[tasks == i] == 999).float().mean().item() for i in range(4)]
-    assert last == [pytest.approx(0.3, abs=0.05)] * 4
-    assert timesteps.min() >= 0 and timesteps.max() == 999
-    means = [timesteps[(tasks == i) & (timesteps < 999)].float().mean().item() for i in range(4)]
-    assert means == [pytest.approx(1000 * 2 / 3, abs=30)] * 2 + [pytest.approx(500, abs=30)] * 2
+def test_from_an_inpainting_model(from_inpainting, inpainting_model, tmp_path):
+    out = tmp_path / "full"
+    train_joint.main([*from_inpainting, "--output-dir", str(out), "--use-ema", "--ema-decay", "0.5"])
+    pipe, before = UniGSPipeline.from_pretrained(out / "pipeline"), UniGSPipeline.from_inpainting(inpainting_model)
+    assert pipe.unet.config["in_channels"] == 13 and pipe.scheduler.config["prediction_type"] == "epsilon"
+    assert pipe.unet.conv_out.weight[4:].any() and pipe.unet.class_embedding.weight.any()
+    for part in ("vae", "text_encoder"):  # are frozen
+        weights, frozen = getattr(pipe, part).state_dict(), getattr(before, part).state_dict()
+        assert all(torch.equal(weights[name], frozen[name].half().float()) for name in weights)
+    again = tmp_path / "again"
+    train_joint.main([*from_inpainting, "--output-dir", str(again), "--use-ema", "--ema-decay", "0.5",
+        "--gradient-accumulation-steps", "2", "--train-batch-size", "2", "--gradient-checkpointing"])  # fmt: skip
+    first, second = (load_file(folder / "checkpoint-000006" / "model.safetensors") for folder in (out, again))
+    assert all(torch.allclose(first[name], second[name], atol=2e-3) for name in first)
+    assert (
+        json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        == pytest.approx(json.loads((again / "metrics.jsonl").read_text().splitlines()[0])["loss"], rel=1e-3)
+    )  # fmt: skip
 
 
-def test_muon_orthogonalises_and_descends():
-    torch.manual_seed(0)
-    for shape in ((3, 16, 64), (3, 64, 16), (1, 8, 8)):
-        singular = torch.linalg.svdvals(orthogonalize(torch.randn(shape), 5))
-        assert 0.5 < singular.min() and singular.max() < 1.3
-    conv = torch.nn.Conv2d(4, 8, 3)
-    matrices, others = split_parameters(torch.nn.Sequential(conv, torch.nn.Embedding(3, 4), torch.nn.GroupNorm(2, 8)))
-    assert [tuple(matrix.shape) for matrix in matrices] == [(8, 4, 3, 3)] and len(others) == 4
-    optimizer, x = Muon(matrices, lr=0.05), torch.randn(16, 4, 3, 3)
-    target = x.flatten(1) @ torch.randn(36, 8)
-    losses = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = (conv(x).flatten(1) - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+def test_lora(from_inpainting, inpainting_model, tmp_path):
+    out = tmp_path / "lora"
+    settings = [*from_inpainting, "--output-dir", str(out), "--lora.rank", "4", "--learning-rate", "1e-2"]
+    train_joint.main([*settings, "--max-train-steps", "3"])
+    saved = load_file(out / "checkpoint-000003" / "model.safetensors")
+    untouched = [name for name in saved if "lora" not in name]
+    # what widening has added is trained itself, the rest by its adapters
+    assert {name.split(".")[1] for name in untouched} == {"conv_in", "conv_out", "class_embedding"}
+    train_joint.main(settings)
+    pipe, before = UniGSPipeline.from_pretrained(out / "pipeline"), UniGSPipeline.from_inpainting(inpainting_model)
+    assert pipe.unet.state_dict().keys() == before.unet.state_dict().keys()
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert not torch.allclose(pipe.unet.get_parameter(name), before.unet.get_parameter(name), atol=1e-4)
+    other = "down_blocks.0.resnets.0.conv1.weight"
+    assert torch.allclose(pipe.unet.get_parameter(other), before.unet.get_parameter(other), atol=1e-3)
+    assert all("unet." in key for key in load_file(out / "pytorch_lora_weights.safetensors"))
+    assert "LoRA of rank 4, merged" in (out / "pipeline" / "README.md").read_text()
+
+    # an adapter of a UniGS adapts nothing but attention
+    more = tmp_path / "more"
+    settings = [*from_inpainting, "--output-dir", str(more), "--lora.rank", "2", "--max-train-steps", "3"]
+    train_joint.main([*settings, "--pretrained-model-name-or-path", str(out / "pipeline")])
+    assert all("lora" in name for name in load_file(more / "checkpoint-000003" / "model.safetensors"))
 
 
-def test_known_words_are_one_token_and_others_fall_to_pieces(tmp_path):
-    config = load_config(["--config", TINY]).model
-    tokenizer = build_tokenizer(tmp_path, train_joint.prompt_words(), config)
-    assert len(tokenizer) <= config.vocabulary
-    assert all(len(tokenizer.tokenize(word)) == 1 for word in train_joint.prompt_words())
-    again = build_tokenizer(tmp_path / "again", train_joint.prompt_words(), config)
-    assert again.get_vocab() == tokenizer.get_vocab()
-    text = "synthesis: generate dog, 2 cats and penguin on grass."
-    assert tokenizer.tokenize(text) == [
-        *("synthesis</w>", ":</w>", "generate</w>", "dog</w>", ",</w>", "2</w>", "cats</w>", "and</w>"),
-        *("penguin</w>", "on</w>", "grass</w>", ".</w>"),
-    ]
-    assert len(tokenizer.tokenize("xylophone")) > 1
-    assert tokenizer("Dog").input_ids == tokenizer("dog").input_ids
-    assert tokenizer("dog").input_ids[0] == tokenizer.bos_token_id == len(tokenizer) - 2
-    assert tokenizer("dog").input_ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--mixed-precision", "bf16"],
+        ["--prediction-type", "v_prediction", "--rescale-betas-zero-snr", "--noise-offset", "0.1"],
+        ["--prediction-type", "sample", "--snr-gamma", "5", "--lr-scheduler", "cosine", "--scale-lr"],
+        ["--data.aspect-buckets", "--torch-compile", "--validation-steps", "0"],
+        ["--tasks", "entity", "--dataloader-num-workers", "2"],
+    ],
+)
+def test_options(from_inpainting, tmp_path, more):
+    out = tmp_path / "run"
+    train_joint.main([*from_inpainting, "--output-dir", str(out), *more, "--max-train-steps", "2"])
+    [line] = [line for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    assert 0 < line["loss"] < 5
+    scheduler = UniGSPipeline.from_pretrained(out / "pipeline").scheduler.config
+    if "--prediction-type" in more:
+        assert scheduler["prediction_type"] == more[1]
+    assert scheduler["rescale_betas_zero_snr"] == ("--rescale-betas-zero-snr" in more)
+    if "--tasks" in more:
+        assert "colormap/entity" in line and "colormap/synthesis" not in line
 
 
-def test_matching():
-    truth = np.zeros((2, 4, 4), bool)
-    truth[0, :2], truth[1, 2:] = True, True
-    assert match_entities(truth[::-1], truth).tolist() == [1, 1]
-    assert match_entities(truth[:1], truth).tolist() == [1, 0]
-    assert match_entities(truth[:0], truth).tolist() == [0, 0]
-    empty = np.zeros((1, 4, 4), bool)
-    assert intersection_over_union(empty, empty)[0, 0] == 1 and intersection_over_union(empty, truth[:1])[0, 0] == 0
+def test_validation_never_ends_a_run_for_memory(from_inpainting, tmp_path, monkeypatch, caplog):
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(UniGSPipeline, "__call__", too_much)
+    out = tmp_path / "run"
+    train_joint.main([*from_inpainting, "--output-dir", str(out), "--max-train-steps", "2", "--validation-steps", "1"])
+    assert "validating 1 pictures at a time" in caplog.text
+    assert "no validation grid at step 2: not enough memory for a single picture" in caplog.text
+    assert (out / "pipeline").is_dir()
