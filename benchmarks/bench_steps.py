@@ -38,8 +38,11 @@ from tqdm import tqdm
 
 from training.datasets import Record
 from training.datasets.scenes import KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
-from training.evaluate import EvaluateConfig, Evaluator, match_entities
+from training.evaluate import EvaluateConfig
 from training.joint import make_example
+from training.metrics import Measures, match_entities
+from training.protocols import Model, measure_entity, measure_referring
+from training.sources import SourceConfig
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
@@ -67,14 +70,19 @@ COLORS = {"DDIM": (0, 0, 0), "Euler": (0, 114, 178), "DPM++ 2M": (213, 94, 0), "
 ENLARGED = 3  # drawn that much larger, then made smaller: smooth lines
 
 
-def evaluate(pipe: UniGSPipeline, task: Task, records: list[Record], config: EvaluateConfig) -> Quality:
+def evaluate(pipe: UniGSPipeline, task: Task, scenes: Scenes, records: list[Record], config: EvaluateConfig) -> Quality:
     """Every measure of the task, with `config.steps` steps of the pipeline's scheduler."""
-    evaluator = Evaluator(pipe, config)
+    model = Model(pipe, config.batch_size, config.steps, config.seed)
     if task is Task.ENTITY:
-        return evaluator.entity(records)
+        return values(measure_entity(model, records, background=True))
     if task is Task.REFERRING:
-        return evaluator.referring(records, baselines=False)
+        found = values(measure_referring(model, records, scenes, config.seed, baselines=False))
+        return {"mIoU with coarse mask": found["gIoU, with coarse mask"], **found}
     return painting(pipe, task, records, config)
+
+
+def values(measures: Measures) -> Quality:
+    return {name: measure.value for name, measure in measures.items() if measure.value is not None}
 
 
 def painting(pipe: UniGSPipeline, task: Task, records: list[Record], config: EvaluateConfig) -> Quality:
@@ -292,7 +300,7 @@ def main() -> None:
     model = options.model.name if options.model else "unigs-tiny"
     settings = {"model": model, "scenes": options.scenes, "batch size": options.batch_size, "seed": options.seed}
     store = Store(options.json, settings)
-    scenes = Scenes(SpriteLibrary(options.sprites, KINDS), pipe.default_size, "heldout", EvaluateConfig.max_objects)
+    scenes = Scenes(SpriteLibrary(options.sprites, KINDS), pipe.default_size, "heldout", SourceConfig.max_objects)
     records = [scenes[i] for i in range(options.scenes)]
     if Task.REFERRING in options.tasks and all(len(record.labels) == 1 for record in records):
         parser.error("--scenes: referring needs a scene with two objects, ask for more scenes")
@@ -310,7 +318,7 @@ def main() -> None:
                 progress.set_description(f"{task.value}, {steps} of {sampler}")
                 pipe.scheduler = SAMPLERS[sampler].from_config(own)
                 config = EvaluateConfig(batch_size=options.batch_size, seed=options.seed, steps=steps)
-                store.add(task, sampler, steps, evaluate(pipe, task, records, config))
+                store.add(task, sampler, steps, evaluate(pipe, task, scenes, records, config))
                 progress.update(steps)
     except KeyboardInterrupt:
         print("stopped: what follows is what was measured so far\n")

@@ -1,30 +1,44 @@
-"""Measure a checkpoint on held-out scenes: `python -m training.evaluate [CHECKPOINT] --scenes 256`.
+"""Measure a checkpoint: `python -m training.evaluate [CHECKPOINT] [--data FILE.toml] [--output FOLDER]`.
 
-Writes a table to the terminal, and with --output numbers as JSON and a contact sheet. Referring stands beside two
-baselines, because an IoU alone looks like progress: the same call with the name of an object that is not there, and the
-union of all objects.
+Without --data on held-out composed scenes. docs/evaluation.md tells every measure, and where the weights come from that
+FID, LPIPS and CLIP score need. Numbers stand with their 95 % interval, by bootstrap over the pictures.
 """
 
 import json
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
-from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from training.datasets import Record
-from training.datasets.scenes import HELD_OUT_KINDS, KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
-from training.validation import validation_sheet
-from unigs.coarse_mask import coarse_mask_of_masks
+from training.config import from_table, read_toml
+from training.datasets import Record, RecordSet
+from training.datasets.pictures import BadPicture, BadPictures, TooManyBadPictures
+from training.datasets.scenes import SPRITE_FOLDER, Scenes
+from training.geometry import Geometry
+from training.joint import Example, NothingToSee, make_example
+from training.metrics import Measures
+from training.perceptual import Networks, one_line, open_networks
+from training.protocols import (
+    Model,
+    measure_entity,
+    measure_inpainting,
+    measure_referring,
+    measure_synthesis,
+)
+from training.sources import SourceConfig, open_source
+from training.validation import validation_grid
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
-logger = logging.getLogger(__name__)
+SCENES = 256  # pictures of composed scenes, of which there is no end
+SHEET_COLUMNS = 8  # examples of each task on a contact sheet
 
 
 @dataclass
@@ -32,138 +46,280 @@ class EvaluateConfig:
     """What to measure."""
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
-    """folder of a saved pipeline; the bundled model if not given"""
-    scenes: int = 256
-    """held-out scenes for each number"""
+    """folder of a saved pipeline, or a single .safetensors file; the bundled model if not given"""
+    data: str = "scenes"
+    """"scenes" for held-out composed scenes, or a TOML file: a table for each data set, or a training configuration,
+    whose [data.validation.*] is taken. What a data set is measured on are its `tasks`"""
+    tasks: tuple[Task, ...] = tuple(Task)
+    """tasks to measure"""
+    count: int | None = None
+    """pictures of each data set, its first ones; all if not given, of scenes 256"""
     batch_size: int = 16
-    sprites: Path = SPRITE_FOLDER
-    max_objects: int = 3
-    seed: int = 0
+    """pictures at a time"""
     steps: int | None = None
     """denoising steps of every task; the checkpoint's own if not given"""
+    short_side: int | None = None
+    """resize pictures to this short side, in pixels, instead of to as many pixels as the checkpoint's own size has"""
+    max_side: int | None = None
+    """with --short-side: unless the long side would be longer than this"""
+    segmenter: Path | None = None
+    """the checkpoint that segments what synthesis paints; the same one if not given"""
+    inception_weights: Path | None = None
+    """FID: weights-inception-2015-12-05-6726825d.pth of torch-fidelity"""
+    lpips_weights: Path | None = None
+    """LPIPS: alexnet-owt-7be5be79.pth of torchvision"""
+    clip_model: Path | None = None
+    """CLIP score: folder of a CLIP model as transformers saves it"""
+    sprites: Path = SPRITE_FOLDER
+    """folder of the sprites of --data scenes"""
+    seed: int = 0
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """precision of the checkpoint's weights"""
     output: Path | None = None
-    """folder for metrics.json and the contact sheets"""
+    """folder for metrics.json, metrics.md and a contact sheet of each data set"""
 
 
-def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(P, H, W) and (T, H, W) bool -> IoU (P, T); two empty masks count 1."""
-    pixels = truth.shape[1] * truth.shape[2]
-    p, t = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (predicted, truth))
-    shared = p @ t.T
-    union = p.sum(1)[:, None] + t.sum(1)[None] - shared
-    return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+@dataclass
+class DataSet:
+    """One that is measured on."""
 
-
-def match_entities(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """IoU (T,) of each true mask with the prediction that the best one-to-one matching gives it, 0 without one."""
-    overlap = intersection_over_union(predicted, truth)
-    matched = np.zeros(len(truth))
-    rows, columns = linear_sum_assignment(-overlap)
-    matched[columns] = overlap[rows, columns]
-    return matched
-
-
-class Evaluator:
-    """Runs one pipeline over batches of held-out scenes."""
-
-    def __init__(self, pipeline: UniGSPipeline, config: EvaluateConfig):
-        pipeline.set_progress_bar_config(disable=True)
-        self.pipeline, self.config = pipeline, config
-
-    def run(
-        self,
-        task: Task,
-        records: list[Record],
-        prompts: list[str] | None = None,
-        coarse_masks: list[np.ndarray] | None = None,
-    ) -> list[np.ndarray]:
-        """The masks (N, H, W) of the entities that `task` finds in each picture."""
-        found, size = [], self.config.batch_size
-        for start in tqdm(range(0, len(records), size), desc=task.value, leave=False):
-            batch = slice(start, start + size)
-            images = np.stack([record.image for record in records[batch]])
-            out = self.pipeline(
-                task,
-                image=torch.from_numpy(images).permute(0, 3, 1, 2) / 255,
-                prompt=prompts[batch] if prompts else None,
-                coarse_mask=np.stack(coarse_masks[batch]) if coarse_masks else None,
-                num_inference_steps=self.config.steps,
-                generator=torch.Generator().manual_seed(self.config.seed + start),
-                output_type="pt",
-            )
-            found += [entities.masks for entities in out.entities]
-        return found
-
-    def entity(self, records: list[Record]) -> dict[str, float]:
-        """Mean IoU over the objects; F1 at IoU 0.5 over the objects and the background, which is an entity here."""
-        ious: list[float] = []
-        hits, found, present = 0, 0, 0
-        for record, masks in zip(records, self.run(Task.ENTITY, records), strict=True):
-            truth = np.concatenate([record.masks, ~record.masks.any(0, keepdims=True)])
-            matched = match_entities(masks, truth)
-            ious += matched[:-1].tolist()
-            hits, found, present = hits + int((matched >= 0.5).sum()), found + len(masks), present + len(truth)
-        return {
-            "mIoU": float(np.mean(ious)),
-            "F1@0.5": 2 * hits / (found + present),
-            "found": found / len(records),
-            "true": present / len(records),
-        }
-
-    def referring(self, records: list[Record], baselines: bool = True) -> dict[str, float]:
-        """Mean IoU a picture, asking for one object of each picture with two or more (of one, everything is right).
-
-        By words alone and with a coarse mask around the object; each also with the name of an object that is not there;
-        "everything" is the union of all objects. "empty for absent": share of wrong words that find nothing. Without
-        `baselines` only the right words are asked for.
-        """
-        rng = np.random.default_rng([self.config.seed, 1])
-        records = [record for record in records if len(record.labels) > 1]
-        targets = [int(rng.integers(len(record.labels))) for record in records]
-        truth = [record.masks[target] for record, target in zip(records, targets, strict=True)]
-        right = [record.labels[target] for record, target in zip(records, targets, strict=True)]
-        wrong = [str(rng.choice([noun for noun in KINDS if noun not in record.labels])) for record in records]
-        coarse = [coarse_mask_of_masks(mask, "curve", rng) for mask in truth]
-
-        def find(nouns: list[str], coarse_masks: list[np.ndarray] | None = None) -> list[np.ndarray]:
-            return [np.logical_or.reduce(masks) for masks in self.run(Task.REFERRING, records, nouns, coarse_masks)]
-
-        def mean_iou(found: list[np.ndarray]) -> float:
-            return float(
-                np.mean([intersection_over_union(f[None], t[None]) for f, t in zip(found, truth, strict=True)])
-            )
-
-        found = {"mIoU": mean_iou(find(right)), "mIoU with coarse mask": mean_iou(find(right, coarse))}
-        if not baselines:
-            return found
-        unfounded = find(wrong)
-        return found | {
-            "wrong word": mean_iou(unfounded),
-            "everything": mean_iou([np.logical_or.reduce(record.masks) for record in records]),
-            "wrong word with coarse mask": mean_iou(find(wrong, coarse)),
-            "empty for absent": float(np.mean([mask.mean() < 0.005 for mask in unfounded])),
-        }
+    name: str
+    records: RecordSet | Scenes
+    tasks: list[Task]
+    count: int
+    bad: BadPictures
 
 
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
-    config = tyro.cli(EvaluateConfig, args=argv, prog="python -m training.evaluate", description=__doc__)
-    pipeline = UniGSPipeline.from_pretrained(config.checkpoint)
-    size = pipeline.default_size
-    seen = Scenes(SpriteLibrary(config.sprites, KINDS), size, "heldout", config.max_objects)
-    unseen = Scenes(SpriteLibrary(config.sprites, HELD_OUT_KINDS), size, "heldout", config.max_objects)
-    evaluator = Evaluator(pipeline, config)
-    results = {
-        "entity": evaluator.entity([seen[i] for i in range(config.scenes)]),
-        "entity, kinds never seen": evaluator.entity([unseen[i] for i in range(config.scenes)]),
-        "referring": evaluator.referring([seen[i] for i in range(config.scenes)]),
-    }
-    for name, numbers in results.items():
-        print(f"{name:26}", "  ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    config = tyro.cli(
+        EvaluateConfig,
+        args=argv,
+        prog="python -m training.evaluate",
+        description=__doc__,
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
+    # 1. Everything that may be wrong, before the first picture
+    try:
+        check(config)
+        model = open_model(config.checkpoint, config)
+        segmenter = model if config.segmenter is None else open_model(config.segmenter, config)
+        datasets = open_data(config, model.pipeline.default_size)
+        check_use(config, datasets)
+        networks = open_networks(
+            config.inception_weights, config.lpips_weights, config.clip_model, torch.device(config.device)
+        )
+        if config.output is not None:
+            config.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(one_line(error)) from None
+
+    # 2. Measure, and keep what is done if it is stopped
+    results: dict[str, dict[Task, Measures]] = {dataset.name: {} for dataset in datasets}
+    stopped = ""
+    dataset, task = datasets[0], datasets[0].tasks[0]
+    try:
+        for dataset in datasets:
+            for task in dataset.tasks:
+                results[dataset.name][task] = measure(task, dataset, model, segmenter, networks, config.seed)
+            if config.output is not None:
+                draw_sheet(dataset, model, config.output / f"contact_sheet-{as_file_name(dataset.name)}.png")
+    except KeyboardInterrupt:
+        stopped = f"stopped in {task.value} of {dataset.name}: what follows is what was done before"
+    except TooManyBadPictures as error:
+        stopped = f"stopped in {task.value} of {dataset.name}: {error}"
+    except torch.OutOfMemoryError:
+        stopped = f"stopped in {task.value} of {dataset.name}: out of memory, give a smaller --batch-size"
+
+    # 3. Tell
+    if stopped:
+        print(stopped)
+    table = markdown(results)
+    print(table)
     if config.output is not None:
-        config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "metrics.json").write_text(json.dumps(results, indent=2))
-        validation_sheet(pipeline, seen, columns=16).save(config.output / "contact_sheet.png")
+        report = {
+            "settings": {key: _plain(value) for key, value in asdict(config).items()},
+            "stopped": stopped or None,
+            "results": {
+                name: {task.value: {key: m.to_dict() for key, m in found.items()} for task, found in tasks.items()}
+                for name, tasks in results.items()
+            },
+            "bad pictures": {dataset.name: dataset.bad.names for dataset in datasets if dataset.bad.names},
+        }
+        (config.output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+        (config.output / "metrics.md").write_text(table)
+    if stopped:
+        raise SystemExit(1)
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises ValueError for a setting that cannot be, or that means nothing beside the others."""
+    for name, least in (("count", 1), ("batch_size", 1), ("steps", 1), ("short_side", 1), ("max_side", 1), ("seed", 0)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{_option(name)} must be at least {least}, got {value}")
+    if not config.tasks:
+        raise ValueError(f"--tasks is empty: name some of {', '.join(task.value for task in Task)}")
+    if config.max_side is not None and config.short_side is None:
+        raise ValueError(f"--max-side {config.max_side} means nothing without --short-side: give both")
+    if config.max_side is not None and config.short_side is not None and config.max_side < config.short_side:
+        raise ValueError(f"--max-side {config.max_side} must not be smaller than --short-side {config.short_side}")
+    if config.data != "scenes" and config.sprites != SPRITE_FOLDER:
+        raise ValueError("--sprites means nothing beside --data FILE.toml: give `sprites` in the table of the data set")
+    if config.output is not None and config.output.exists() and not config.output.is_dir():
+        raise ValueError(f"--output {config.output} is a file: give a folder")
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {config.device} cannot be used, try cpu or cuda: {one_line(error)}") from None
+    if config.dtype == "float16" and config.device == "cpu":
+        raise ValueError("--dtype float16 needs a GPU: leave it out, or give --device cuda")
+
+
+def check_use(config: EvaluateConfig, datasets: list[DataSet]) -> None:
+    """Raises ValueError for a network that no task asks for."""
+    tasks = {task for dataset in datasets for task in dataset.tasks}
+    painting = {Task.INPAINTING, Task.SYNTHESIS}
+    for name, of in (
+        ("segmenter", {Task.SYNTHESIS}),
+        ("inception_weights", painting),
+        ("lpips_weights", {Task.INPAINTING}),
+        ("clip_model", {Task.INPAINTING}),
+    ):
+        if getattr(config, name) is not None and not tasks & of:
+            needed = " or ".join(sorted(task.value for task in of))
+            raise ValueError(
+                f"{_option(name)} means nothing without {needed}: leave it out, or add the task to --tasks"
+            )
+
+
+def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
+    """Raises ValueError or FileNotFoundError for a checkpoint that is not one of UniGS."""
+    pipeline = UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
+    return Model(pipeline, config.batch_size, config.steps, config.seed, config.short_side, config.max_side)
+
+
+def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:
+    """The data sets, with the tasks to measure on each.
+
+    Raises ValueError or FileNotFoundError, and SystemExit as `from_table`, saying what is wrong with which.
+    """
+    sources = scene_sources(config.sprites) if config.data == "scenes" else read_sources(Path(config.data))
+    datasets = []
+    for name, source in sources.items():
+        tasks = [task for task in config.tasks if task in source.tasks]
+        if tasks:
+            records = open_source(name, source, resolution)
+            everything = SCENES if isinstance(records, Scenes) else len(records)
+            if config.count is not None and not isinstance(records, Scenes):
+                everything = min(config.count, everything)
+            elif config.count is not None:
+                everything = config.count
+            if everything == 0:
+                raise ValueError(f"data set {name!r} has no pictures: check its files")
+            datasets.append(DataSet(name, records, tasks, everything, BadPictures()))
+    if not datasets:
+        asked = ", ".join(task.value for task in config.tasks)
+        raise ValueError(f"--data {config.data}: no data set has one of the tasks {asked}: change --tasks, or `tasks`")
+    return datasets
+
+
+def scene_sources(sprites: Path) -> dict[str, SourceConfig]:
+    """Held-out scenes for all tasks; and for the entity task scenes of kinds that were never trained on."""
+    heldout = SourceConfig("scenes", split="heldout", sprites=sprites)
+    return {"scenes": heldout, "scenes, kinds never seen": replace(heldout, kinds="unseen", tasks=(Task.ENTITY,))}
+
+
+def read_sources(file: Path) -> dict[str, SourceConfig]:
+    """The tables of a TOML file; of a training configuration those of [data.validation]."""
+    table: dict[str, Any] = read_toml(file, "--data")
+    where = str(file)
+    if "data" in table and "type" not in table["data"]:
+        table, where = table["data"].get("validation", {}), f"{file}: data.validation"
+    if not table:
+        raise ValueError(f'{where} has no data set: add a table like [coco], type = "coco_panoptic", annotations = ...')
+    for name, settings in table.items():
+        if not isinstance(settings, dict):
+            allowed = ", ".join(item.name for item in fields(SourceConfig))
+            raise ValueError(f"{where}: {name} is no table of a data set; expected [NAME] with some of {allowed}")
+    return {name: from_table(SourceConfig, settings, f"{where}: {name}") for name, settings in table.items()}
+
+
+def measure(task: Task, dataset: DataSet, model: Model, segmenter: Model, networks: Networks, seed: int) -> Measures:
+    """All measures of a task on a data set."""
+    records = read_records(dataset, f"{task.value} of {dataset.name}")
+    match task:
+        case Task.INPAINTING:
+            return measure_inpainting(model, records, networks, seed)
+        case Task.SYNTHESIS:
+            return measure_synthesis(model, records, networks, segmenter, seed)
+        case Task.REFERRING:
+            return measure_referring(model, records, dataset.records, seed)
+        case Task.ENTITY:
+            return measure_entity(model, records, background=isinstance(dataset.records, Scenes))
+
+
+def read_records(dataset: DataSet, title: str) -> Iterator[Record]:
+    """The records with their pictures in memory. Bad ones are counted and left out; raises TooManyBadPictures."""
+    for number in tqdm(range(dataset.count), desc=title, unit="picture", leave=False):
+        try:
+            record = dataset.records[number]
+            image = record.image
+        except BadPicture as error:
+            dataset.bad.count_bad(f"{dataset.name} {number}", error)
+        else:
+            dataset.bad.count_good()
+            yield replace(record, open_image=lambda image=image: image)
+
+
+def draw_sheet(dataset: DataSet, model: Model, file: Path) -> None:
+    """The grid that training shows, of the first pictures, cut to squares. Nothing if there is nothing to be seen."""
+    side = model.pipeline.default_size
+    geometry = Geometry((side, side), random_crop=False, flip=0)
+    rows: list[dict[Task, Example]] = []
+    for picture, record in enumerate(read_records(dataset, "contact sheet")):
+        try:
+            rng = np.random.default_rng([model.seed, 3, picture])
+            palette = model.pipeline.palette
+            rows.append({task: make_example(record, rng, palette, task, geometry=geometry) for task in dataset.tasks})
+        except NothingToSee:
+            continue
+        if len(rows) == SHEET_COLUMNS:
+            break
+    if rows:
+        examples = {task: [row[task] for row in rows] for task in dataset.tasks}
+        grid, _ = validation_grid(model.pipeline, examples, model.batch_size, model.seed, model.steps)
+        grid.save(file)
+
+
+def as_file_name(name: str) -> str:
+    """ "scenes, kinds never seen" -> "scenes_kinds_never_seen"."""
+    return re.sub(r"[^\w-]+", "_", name)
+
+
+def markdown(results: dict[str, dict[Task, Measures]]) -> str:
+    """A table of everything."""
+    lines = ["| data set | task | measure | value | 95 % interval | pictures |", "|---|---|---|---|---|---|"]
+    for name, tasks in results.items():
+        for task, found in tasks.items():
+            for key, m in found.items():
+                value = f"not run: {m.not_run}" if m.value is None else f"{m.value:.3f}"
+                interval = "" if m.interval is None else f"{m.interval[0]:.3f} to {m.interval[1]:.3f}"
+                lines.append(f"| {name} | {task.value} | {key} | {value} | {interval} | {m.pictures or ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    """A setting in types that JSON knows."""
+    if isinstance(value, tuple):
+        return [item.value for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":
