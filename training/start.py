@@ -114,6 +114,7 @@ def _from_nothing(config: TrainConfig, mixture: Mixture, device: torch.device) -
     has_scenes = any(isinstance(source.dataset, Scenes) for source in mixture.sources)
     tokenizer: CLIPTokenizer = build_tokenizer(out / "tokenizer", prompt_words(nouns, has_scenes), config.model)
     factor = 2 ** (len(config.autoencoder.encoder_blocks) - 1)
+    torch.manual_seed(config.seed)  # the first weights do not depend on whether the autoencoder was there
     return UniGSPipeline(
         AutoencoderTiny.from_pretrained(out / "vae", local_files_only=True),
         build_text_encoder(tokenizer, config.model),
