@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
 
 from training.datasets import Record
+from training.datasets.masks import count_labels
 
 # A mirrored picture needs a mirrored sentence. Shorthand may mean something else ("r", "at 3 o'clock"): a picture with
 # such a sentence is not mirrored at all.
@@ -105,24 +107,22 @@ class Geometry:
         top, left = (share * (np.array([height, width]) - np.ceil(np.round(window, 6)) + 1)).astype(int).tolist()
         mirror = rng.random() < self.flip and not any(map(UNCLEAR.search, sum(record.phrases, ())))
 
-        image = crop_image(record.image, top, left, window, self.size)
+        image = crop_image(record.image, top, left, window, self.size, mirror)
         whole = record.label_map
-        labels = crop_labels(whole, top, left, scale, self.size)
-        if mirror:
-            image, labels = image[:, ::-1], labels[:, ::-1]
+        labels = crop_labels(whole, top, left, scale, self.size, mirror)
 
         count = len(record.labels)
-        before = np.bincount(whole.ravel(), minlength=count + 1)[1:] / scale**2  # in pixels of the example
-        after = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        before = count_labels(whole, count) / scale**2  # in pixels of the example
+        after = count_labels(labels, count)
         kept = (after >= max(1, self.min_pixels)) & ((after >= self.min_share * before) | ~record.is_thing)
         cut_off = (after > 0) & ~kept
-        return _view(record, np.ascontiguousarray(image), labels, kept, cut_off, mirror)
+        return _view(record, image, labels, kept, cut_off, mirror)
 
 
 def whole_view(record: Record) -> View:
     """The view of everything, as it is. Entities that others cover are not in it."""
-    labels = record.label_map
-    kept = np.bincount(labels.ravel(), minlength=len(record.labels) + 1)[1:] > 0
+    labels = np.ascontiguousarray(record.label_map)
+    kept = count_labels(labels, len(record.labels)) > 0
     return _view(record, record.image, labels, kept, np.zeros_like(kept), False)
 
 
@@ -137,23 +137,31 @@ def mirrored(phrase: str) -> str:
 
 
 def crop_image(
-    image: np.ndarray, top: int, left: int, window: tuple[float, float], size: tuple[int, int]
+    image: np.ndarray, top: int, left: int, window: tuple[float, float], size: tuple[int, int], mirror: bool
 ) -> np.ndarray:
-    """The window (height, width) of an image (h, w, 3) uint8, resized to size (H, W), antialiased."""
-    if window == size:
-        return image[top : top + size[0], left : left + size[1]]
-    bottom, right = min(top + window[0], image.shape[0]), min(left + window[1], image.shape[1])
-    box = (left, top, right, bottom)
-    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC, box))
+    """The window (height, width) of an image (h, w, 3) uint8, resized to size (H, W), bicubic and antialiased."""
+    height, width = (math.ceil(round(side, 6)) for side in window)
+    pixels = torch.from_numpy(image[top : top + height, left : left + width])[None].permute(0, 3, 1, 2)
+    if window != size:
+        # A little more than the exact factors, as sizes are rounded down, and a last pixel too many is cut off.
+        factors = [new / old * (1 + 1e-8) for new, old in zip(size, window, strict=True)]
+        pixels = F.interpolate(pixels, scale_factor=factors, mode="bicubic", antialias=True)[..., : size[0], : size[1]]
+    if mirror:
+        pixels = pixels.flip(-1)
+    return pixels[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def crop_labels(labels: np.ndarray, top: int, left: int, scale: float, size: tuple[int, int]) -> np.ndarray:
-    """The same of a label map (h, w): every pixel takes the label under its centre."""
+def crop_labels(
+    labels: np.ndarray, top: int, left: int, scale: float, size: tuple[int, int], mirror: bool
+) -> np.ndarray:
+    """The same of a label map (h, w), whose columns lie in one piece: every pixel takes the label under its centre."""
     rows, columns = (
         np.minimum((first + (np.arange(new) + 0.5) * scale).astype(int), old - 1)
         for first, new, old in zip((top, left), size, labels.shape, strict=True)
     )
-    return labels[rows[:, None], columns]
+    if mirror:
+        columns = columns[::-1]
+    return labels.T.take(columns, axis=0).T.take(rows, axis=0)
 
 
 def _view(
@@ -164,7 +172,7 @@ def _view(
     phrases = [record.phrases[i] for i in numbers]
     return View(
         image,
-        label_map == np.array(numbers, np.int32)[:, None, None] + 1,
+        label_map == np.array(numbers, label_map.dtype)[:, None, None] + 1,
         [record.labels[i] for i in numbers],
         record.is_thing[numbers],
         [tuple(map(mirrored, sentences)) for sentences in phrases] if mirror else phrases,

@@ -90,7 +90,7 @@ class Record:
 
     @property
     def label_map(self) -> np.ndarray:
-        """(H, W) int32: 0 = no entity, k = the k-th entity is in front."""
+        """(H, W) of the smallest unsigned type: 0 = no entity, k = the k-th entity is in front."""
         return paint(self.rles, self.size)
 
     @property
