@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from training.joint import Example, JointExamples
-from training.latents import Batch, pixel_tensors
+from training.latents import pixel_tensors
 from training.muon import split_parameters
 from training.shards import Sample, has_frozen_text
 from unigs.conditions import control_picture, decode_latents
@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 
 EACH = 16  # examples of each task
 PANEL = 160  # longest side of a picture on the sheet, pixels
+NAMES = ("picture", "control + mask", "colormap", "after the VAE")
 COLUMNS = 4  # examples side by side
-GAP, TEXT, LINE = 8, 15, 20  # between pictures, size of letters, and of their lines, pixels
+MARGIN, GAP, TEXT, LINE = 28, 6, 15, 20  # between examples and between pictures, letters and their lines, pixels
 INK, PAPER, GRAY, RED = (24, 24, 28), (250, 250, 248), (110, 110, 114), (230, 20, 20)
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TAR_OVERHEAD = 2 * 512 + 512  # bytes of an example: two headers, and what fills up its two files
@@ -93,38 +94,44 @@ def first_of_each(examples: JointExamples, count: int) -> Iterator[list[int]]:
 
 
 def sheet(shown: dict[Task, list[Shown]]) -> Image.Image:
-    """One block a task: pictures in fours (picture, control, colormap, colormap through the VAE), the prompt below."""
-    card = 4 * PANEL + 3 * GAP // 2, PANEL + 2 * LINE + GAP
-    width = 3 * GAP + COLUMNS * card[0] + (COLUMNS - 1) * 3 * GAP + 3 * GAP
-    rows = sum(-(-len(items) // COLUMNS) for items in shown.values())
-    height = 3 * LINE + len(shown) * (2 * LINE + GAP) + rows * (card[1] + GAP) + GAP
-    picture = Image.new("RGB", (width, height), PAPER)
-    draw, font, title = ImageDraw.Draw(picture), _font(TEXT), _font(TEXT + 7)
-    y = 2 * GAP
-    legend = (
-        "From left to right: the picture; the control picture, coarse mask outlined in red if it is not everything; "
-        "the colormap; the colormap through the VAE, the best that can be learnt. Below: number and prompt."
-    )
-    draw.text((3 * GAP, y), legend, GRAY, font)
-    y += 2 * LINE
-    for task, items in shown.items():
-        draw.text((3 * GAP, y), f"{task.value}, {task.spec.sample_ratio:.0%} of the examples", INK, title)
-        y += LINE + 2 * GAP
-        for place, item in enumerate(items):
-            x = 3 * GAP + place % COLUMNS * (card[0] + 3 * GAP)
-            top = y + place // COLUMNS * (card[1] + GAP)
-            for number, panel in enumerate(panels(item)):
-                left = x + number * (PANEL + GAP // 2)
-                picture.paste(panel, (left + (PANEL - panel.width) // 2, top + (PANEL - panel.height) // 2))
-            caption = f"{item.sample.index}: {item.example.prompt or '(empty prompt)'}"
-            for number, line in enumerate(wrapped(caption, card[0], 2, font)):
-                draw.text((x, top + PANEL + GAP // 2 + number * LINE), line, INK, font)
-        y += -(-len(items) // COLUMNS) * (card[1] + GAP) + LINE
-    return picture
+    """One block a task: four pictures an example, and number and prompt below them."""
+    font, title = _font(TEXT), _font(TEXT + 7)
+    cards = {task: [(panels(item), caption_of(item)) for item in items] for task, items in shown.items()}
+    every = [card for items in cards.values() for card in items]
+    cell_width = max(panel.width for pictures, _ in every for panel in pictures)
+    cell_height = max(panel.height for pictures, _ in every for panel in pictures)
+    card_width = len(NAMES) * (cell_width + GAP) - GAP
+    captions = {caption: wrapped(caption, card_width, 2, font) for _, caption in every}
+    card_height = cell_height + GAP + LINE * max(map(len, captions.values())) + GAP
+    head = 2 * LINE + 2 * GAP  # of a block: its title, and what the pictures are
+    blocks = [head + -(-len(items) // COLUMNS) * card_height + LINE for items in cards.values()]
+    width = MARGIN + COLUMNS * (card_width + MARGIN)
+
+    drawn = Image.new("RGB", (width, MARGIN + sum(blocks)), PAPER)
+    draw, y = ImageDraw.Draw(drawn), MARGIN
+    total = sum(task.spec.sample_ratio for task in cards)
+    for (task, items), height in zip(cards.items(), blocks, strict=True):
+        draw.text((MARGIN, y), f"{task.value}: {task.spec.sample_ratio / total:.0%} of the examples", INK, title)
+        for place, (pictures, caption) in enumerate(items):
+            left = MARGIN + place % COLUMNS * (card_width + MARGIN)
+            top = y + head + place // COLUMNS * card_height
+            for number, panel in enumerate(pictures):
+                x = left + number * (cell_width + GAP)
+                if place < COLUMNS:
+                    draw.text((x, top - LINE - 2), _shorten(NAMES[number], cell_width, font), GRAY, font)
+                drawn.paste(panel, (x + (cell_width - panel.width) // 2, top + (cell_height - panel.height) // 2))
+            for number, line in enumerate(captions[caption]):
+                draw.text((left, top + cell_height + GAP // 2 + number * LINE), line, INK, font)
+        y += height
+    return drawn
+
+
+def caption_of(item: Shown) -> str:
+    return f"{item.sample.index}: {item.example.prompt or '(empty prompt)'}"
 
 
 def panels(item: Shown) -> list[Image.Image]:
-    """Picture, control, colormap, and colormap through the VAE, in the size of the sheet."""
+    """What `NAMES` says, in the size of the sheet; a coarse mask that is not everything is outlined."""
     example = item.example
     pixels = pixel_tensors(example)
     image, colormap = (pixels[name][None] / 255 for name in ("image", "colormap"))
@@ -207,7 +214,7 @@ def estimates(
     size = sum(
         ratios[task] * np.mean([stored_bytes(item.sample) for item in items]) for task, items in shown.items()
     ) / sum(ratios.values())
-    yield f"examples    {count:,}: {config.epochs} of {epoch:,}, {'as many as the data sets have pictures'} an epoch"
+    yield f"examples    {count:,}: {epoch:,} an epoch, {config.epochs} to prepare"
     folder = _existing(config.shards or config.data.shards or Path("."))
     free = shutil.disk_usage(folder).free
     yield f"disk        {_bytes(size * count)}: {_bytes(size)} each; {_bytes(free)} are free in {folder}"
@@ -248,7 +255,7 @@ def training_estimates(
     if config.optimizer == "muon":
         moments = 4 * sum(value.numel() for value in split_parameters(trained)[0])
         moments = moments + 2 * (4 * count - moments)
-    parts = {
+    parts: dict[str, float] = {
         "weights": 4 * count,
         "gradients": 4 * count,
         "optimizer": moments,
