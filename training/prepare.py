@@ -291,7 +291,7 @@ def prepare(
                 ) from error
     if bad:
         first = "; ".join(f"{name}: {what}" for name, what in list(bad.items())[:3])
-        logger.warning("%d pictures were bad, and others took their places: %s", len(bad), first)
+        logger.warning("bad pictures: %d, and others took their places: %s", len(bad), first)
     logger.info("%s; train with --data.shards %s", progress_line(folder, manifest), folder)
 
 
