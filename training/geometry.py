@@ -50,20 +50,31 @@ class View:
 
     Attributes:
         image: (H, W, 3) uint8.
-        masks: (N, H, W) bool, visible pixels, back to front; none is empty.
+        label_map: (H, W) unsigned whole numbers: which entity is seen at a pixel. Some may be of none that is listed.
+        numbers: (N,) of the entities in the label map, rising, back to front; none is empty.
         labels, is_thing, phrases: of these N entities, as in Record.
         not_to_ask: nouns of which something may be in the picture that is no entity here.
         known: nouns that are in the record, here or cut off: they are not absent.
     """
 
     image: np.ndarray
-    masks: np.ndarray
+    label_map: np.ndarray
+    numbers: np.ndarray
     labels: list[str]
     is_thing: np.ndarray
     phrases: list[tuple[str, ...]]
     place: str
     not_to_ask: frozenset[str]
     known: frozenset[str]
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(N, H, W) bool, visible pixels."""
+        return self.masks_of(np.arange(len(self.numbers)))
+
+    def masks_of(self, chosen: np.ndarray) -> np.ndarray:
+        """(n, H, W) bool of some of the entities, by their places in the list (n,)."""
+        return self.label_map == self.numbers[chosen][:, None, None]
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,8 @@ def _view(
     phrases = [record.phrases[i] for i in numbers]
     return View(
         image,
-        label_map == np.array(numbers, label_map.dtype)[:, None, None] + 1,
+        label_map,
+        np.array(numbers, label_map.dtype) + 1,
         [record.labels[i] for i in numbers],
         record.is_thing[numbers],
         [tuple(map(mirrored, sentences)) for sentences in phrases] if mirror else phrases,

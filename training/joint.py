@@ -85,7 +85,7 @@ def make_example(
     asked: list[str] | None = None
     if task is Task.INPAINTING:
         chosen = _subset(rng, len(chosen), MAX_ENTITIES)
-        coarse = coarse_mask_of_masks(view.masks[chosen], "mixed", rng)
+        coarse = coarse_mask_of_masks(view.masks_of(chosen), "mixed", rng)
     elif task is Task.SYNTHESIS:
         chosen = chosen if len(chosen) <= MAX_ENTITIES else _subset(rng, len(chosen), MAX_ENTITIES)
     elif task is Task.REFERRING:
@@ -102,12 +102,12 @@ def make_example(
             around[chosen] = True
             if not around.any():
                 around[rng.integers(len(around))] = True
-            coarse = coarse_mask_of_masks(view.masks[around], "mixed", rng)
+            coarse = coarse_mask_of_masks(view.masks_of(around), "mixed", rng)
     elif len(chosen) > palette.grid**2:  # more than there are colours: the largest
         chosen = np.sort(np.argsort(-view.masks.sum((1, 2)), kind="stable")[: palette.grid**2])
-    masks = view.masks[chosen]
+    masks = view.masks_of(chosen)
     colormap = palette.encode(masks) if len(masks) else np.zeros((*shape, 3), np.uint8)
-    nouns = asked or _left_to_right(view, chosen)
+    nouns = asked or _left_to_right(masks, [view.labels[i] for i in chosen])
     prompt = task.spec.prompt(_phrase(nouns))
     if view.place and task is Task.SYNTHESIS and rng.random() < 0.7:
         prompt = task.spec.prompt(f"{_phrase(nouns)} {view.place}")
@@ -224,9 +224,9 @@ def _subset(rng: np.random.Generator, count: int, at_most: int) -> np.ndarray:
     return np.sort(rng.permutation(count)[: rng.integers(1, min(count, at_most) + 1)])
 
 
-def _left_to_right(view: View, chosen: np.ndarray) -> list[str]:
-    centers = [np.flatnonzero(view.masks[i].any(0)).mean() for i in chosen]
-    return [view.labels[chosen[i]] for i in np.argsort(centers, kind="stable")]
+def _left_to_right(masks: np.ndarray, labels: list[str]) -> list[str]:
+    centers = [np.flatnonzero(mask.any(0)).mean() for mask in masks]
+    return [labels[i] for i in np.argsort(centers, kind="stable")]
 
 
 def _phrase(nouns: list[str]) -> str:
