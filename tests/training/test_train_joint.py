@@ -182,7 +182,7 @@ def test_a_signal_saves_and_stops(run, settings, tmp_path, name):
 
 def test_two_processes_train_as_one_with_the_same_global_batch(run, settings, tmp_path):
     out = begin(run, tmp_path / "two")
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     two = [sys.executable, *launch, "-m", "training.train_joint", *settings, "--output-dir", str(out)]
     result = subprocess.run(
         [*two, "--train-batch-size", "2"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
