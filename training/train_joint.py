@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
                 values |= {"learning_rate": chosen[0][1] * rate, "epoch": step * examples / source.epoch_size}
                 if not math.isfinite(values["loss"]):
                     raise ValueError(
-                        f"the loss is {values['loss']} at step {step}: lower learning_rate, or give bf16 instead of fp16"
+                        f"the loss is {values['loss']} at step {step}: lower learning_rate, or give bf16, not fp16"
                     )
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
                 journal.write(step, values)
@@ -292,7 +292,7 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
 
 
 def is_untrained(unet: nn.Module, name: str, value: Tensor) -> bool:
-    """Whether it is of the first or last layer, or the task embedding, and nobody has trained what widening made there."""
+    """Whether it is in the first or last layer, or the task embedding, and what widening made there is still zero."""
     fresh = not unet.get_parameter("conv_out.weight")[LATENT_CHANNELS:].any()
     return fresh and name.startswith(("conv_in.", "conv_out.", "class_embedding."))
 

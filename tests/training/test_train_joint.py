@@ -274,7 +274,7 @@ def test_lora(from_inpainting, inpainting_model, tmp_path):
     "more",
     [
         ["--mixed-precision", "bf16"],
-        ["--prediction-type", "v_prediction", "--rescale-betas-zero-snr", "--noise-offset", "0.1"],
+        ["--prediction-type", "v_prediction", "--rescale-betas-zero-snr", "True", "--noise-offset", "0.1"],
         ["--prediction-type", "sample", "--snr-gamma", "5", "--lr-scheduler", "cosine", "--scale-lr"],
         ["--data.aspect-buckets", "--torch-compile", "--validation-steps", "0"],
         ["--tasks", "entity", "--dataloader-num-workers", "2"],
