@@ -14,11 +14,15 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Errors that tell what to change end the program without a traceback."""
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors that tell what to change end the program without a traceback.
+
+    Args:
+        kinds: of these errors; by default those that wrong settings, files and data sets raise.
+    """
     try:
         yield
-    except (ValueError, OSError, TooManyBadPictures) as error:
+    except kinds or (ValueError, OSError, TooManyBadPictures) as error:
         raise SystemExit(f"error: {str(error).strip().splitlines()[-1]}") from error
 
 

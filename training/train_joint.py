@@ -38,6 +38,7 @@ from training.checkpoints import (
 )
 from training.checks import check_settings, one_line_errors
 from training.config import TrainConfig, load_config
+from training.datasets.pictures import TooManyBadPictures
 from training.export import export
 from training.joint import Example
 from training.latents import Batch, encode_batch
@@ -55,6 +56,10 @@ from unigs.tasks import Task
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class NoLongerFinite(ArithmeticError):
+    """The loss has run away."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -139,10 +144,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # 5. Train
     meter, speed = Meter(accelerator, state.get("meter")), Speed()
-    batches, batches_done, saved_at = iter(loader), 0, step
+    batches, batches_done, saved_at = iter(loader), 0, step  # the step of the last checkpoint that was written
     started = time.monotonic() - state.get("seconds", 0.0)
 
-    def save() -> None:
+    def save() -> bool:
         said = {
             "step": step,
             "plan": plan.state_after(batches_done),
@@ -152,10 +157,10 @@ def main(argv: list[str] | None = None) -> None:
             "data": settings_of_data(config, examples),
         }
         write = partial(write_state, accelerator, ema)
-        save_checkpoint(accelerator, out / f"checkpoint-{step:06d}", said, write, config.checkpoints_total_limit)
+        return save_checkpoint(accelerator, out / f"checkpoint-{step:06d}", said, write, config.checkpoints_total_limit)
 
     progress = tqdm(total=steps, initial=step, unit="step", disable=not accelerator.is_main_process)
-    with StopRequest(accelerator) as stop, one_line_errors():
+    with StopRequest(accelerator) as stop, one_line_errors(TooManyBadPictures, NoLongerFinite):
         while step < steps and not stop.everywhere():
             rate = schedule(step)
             for optimizer, (_, full_rate) in zip(optimizers, chosen, strict=True):
@@ -207,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
                 values = meter.means()
                 values |= {"learning_rate": chosen[0][1] * rate, "epoch": step * examples / source.epoch_size}
                 if not math.isfinite(values["loss"]):
-                    raise ValueError(
+                    raise NoLongerFinite(
                         f"the loss is {values['loss']} at step {step}: lower learning_rate, or give bf16, not fp16"
                     )
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
@@ -220,15 +225,14 @@ def main(argv: list[str] | None = None) -> None:
                     model.train()
                 accelerator.wait_for_everyone()
             if step % config.checkpointing_steps == 0 or step == steps:
-                saved_at = step
-                save()
+                saved_at = step if save() else saved_at
     del batches
     progress.close()
 
     # 6. The end, or a stop
+    if saved_at < step and not save():
+        raise SystemExit(f"error: step {step} is lost, the run will go on from step {saved_at}: make room on the disk")
     if step < steps:
-        if saved_at < step:
-            save()
         logger.info("stopped at step %d of %d: the same command goes on from there", step, steps)
     else:
         with averaged(ema, trained):
