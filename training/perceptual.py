@@ -68,7 +68,7 @@ class Fid:
             return Measure(None, not_run="give --inception-weights FILE")
         if self.count < 2:
             return Measure(None, not_run=f"needs two pictures, there was {self.count}")
-        return Measure(float(self.distance.compute()), None, self.count)
+        return Measure(max(0.0, float(self.distance.compute())), None, self.count)
 
 
 class Lpips(nn.Module):

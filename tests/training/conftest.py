@@ -1,4 +1,4 @@
-"""Sprites drawn here stand for the real ones, which are not part of the project."""
+"""Sprites drawn here, and networks with random weights, stand for the real ones, which are not part of the project."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from training.datasets.scenes import HELD_OUT_KINDS, KINDS, Scenes, SpriteLibrary
+from unigs.checkpoints import bundled_model_dir
 from unigs.pipeline import UniGSPipeline
 
 
@@ -53,4 +54,39 @@ def inpainting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     StableDiffusionInpaintPipeline(
         vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights under the names that torchvision's AlexNet has."""
+    torch.manual_seed(0)
+    layers = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    state = {"classifier.1.weight": torch.zeros(2, 2)}
+    for i, (out, into, side) in layers.items():
+        state[f"features.{i}.weight"] = torch.randn(out, into, side, side) / (side * into**0.5)
+        state[f"features.{i}.bias"] = torch.randn(out) / 10
+    file = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(state, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights, and the bundled model's tokenizer."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = CLIPTokenizer.from_pretrained(bundled_model_dir() / "tokenizer")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    config = CLIPConfig(
+        text_config={**sizes, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
