@@ -20,9 +20,10 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     Args:
         kinds: of these errors; by default those that wrong settings, files and data sets raise.
     """
+    kinds = kinds or (ValueError, OSError, TooManyBadPictures)
     try:
         yield
-    except kinds or (ValueError, OSError, TooManyBadPictures) as error:
+    except kinds as error:
         raise SystemExit(f"error: {str(error).strip().splitlines()[-1]}") from error
 
 

@@ -124,8 +124,8 @@ def model_card(
     sections = [
         f"---\nlibrary_name: diffusers\npipeline_tag: image-segmentation\ntags: [{', '.join(tags)}]\n---",
         f"# {config.output_dir.name}",
-        "A UniGS (https://arxiv.org/abs/2312.01985): one diffusion model that paints pictures together with the masks of "
-        "their entities, and segments pictures.",
+        "A UniGS (https://arxiv.org/abs/2312.01985): one diffusion model that paints pictures together with the masks "
+        "of their entities, and segments pictures.",
         '```python\nimport unigs\n\npipe = unigs.UniGSPipeline.from_pretrained("FOLDER")\n```\n\n'
         "In ComfyUI, put the folder into `models/unigs` and choose it in the UniGS Loader.",
         "## Training\n\n" + _table(("", ""), list(rows.items())),
@@ -145,11 +145,8 @@ def model_card(
             f"## Last validation\n\nOn {config.num_validation_images} pictures a task, which is few: "
             "`python -m training.evaluate` measures it properly.\n\n" + _table(("task", "mIoU"), rows_of_measures)
         )
-    sections.append(
-        "## Licence\n\nThat of the model it started from and of the data above: state it here before you publish the model."
-        if base
-        else "## Licence\n\nThat of the data above: state it here before you publish the model."
-    )
+    origin = "the model it started from and of the data above" if base else "the data above"
+    sections.append(f"## Licence\n\nThat of {origin}: state it here before you publish the model.")
     return "\n\n".join(sections) + "\n"
 
 

@@ -41,7 +41,7 @@ def loss_weights(
 
     Args:
         task, timestep: (B,).
-        snr_gamma: of min-SNR weighting (equation 5 of https://arxiv.org/abs/2303.09556); None: all timesteps count alike.
+        snr_gamma: of min-SNR weighting (equation 5 of https://arxiv.org/abs/2303.09556); None: every timestep counts.
         copied: weight of a stream that the control picture already shows: the picture of the segmentation tasks, the
             colormap of synthesis.
     """

@@ -49,7 +49,8 @@ def inpainting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))  # fmt: skip
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)  # fmt: skip
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        steps_offset=1)  # fmt: skip
     folder = tmp_path_factory.mktemp("inpainting") / "narrow"
     StableDiffusionInpaintPipeline(
         vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False

@@ -6,7 +6,7 @@ import pytest
 
 from training import train_joint
 from training.checks import check_settings
-from training.config import CONFIGS, TrainConfig, load_config
+from training.config import CONFIGS, load_config
 from training.geometry import aspect_buckets
 from unigs.tasks import Task
 
@@ -79,7 +79,7 @@ def test_no_file(tmp_path):
         (["--use-8bit-adam"], "use_8bit_adam is for the optimizer adamw, not muon: drop one"),
         (["--report-to", "wandb"], "report_to wandb needs the package wandb: pip install wandb"),
         (["--snr-gamma", "5"], "snr_gamma gives the last timestep next to no weight"),
-        (["--rescale-betas-zero-snr", "True", "--prediction-type", "epsilon"], "give prediction_type v_prediction or sample"),
+        (["--rescale-betas-zero-snr", "True", "--prediction-type", "epsilon"], "give prediction_type v_pred"),
         (["--lora.rank", "4"], "lora.rank needs a model to adapt: give pretrained_model_name_or_path"),
         (["--model.block-out-channels", "30"], "model.block_out_channels must be multiples of 8, got (30,)"),
         (["--model.attention-levels", "9"], "model.attention_levels must be 0 to 4"),

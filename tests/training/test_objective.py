@@ -64,6 +64,6 @@ def test_min_snr_weights_every_prediction_type_alike(prediction_type):
     schedule, timestep = scheduler(prediction_type), torch.tensor([1, 100, 400, 900])
     weights = loss_weights(torch.zeros(4, dtype=torch.long), timestep, schedule, 5.0, 1.0)[:, 0]
     snr = compute_snr(schedule, timestep)
-    # an error of epsilon is one of the clean latents divided by sqrt(snr), an error of v divided by sqrt(snr + 1) / snr ...
+    # the squared error of epsilon is snr times that of the clean latents, that of v is snr + 1 times
     of_latents = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(4)}[prediction_type]
     assert torch.allclose(weights * of_latents, snr.clamp(max=5), rtol=1e-4)

@@ -9,7 +9,10 @@ from training.muon import Muon, orthogonalize, split_parameters
 from training.optimizers import build_optimizers, learning_rate_schedule
 
 
-@pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"])  # fmt: skip
+NAMES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_learning_rates_are_those_of_diffusers(name):
     config = TrainConfig(lr_scheduler=name, lr_warmup_steps=5, lr_num_cycles=2, lr_power=2.0)
     schedule = learning_rate_schedule(config, 40)

@@ -194,9 +194,10 @@ def test_two_processes_train_as_one_with_the_same_global_batch(run, settings, tm
         [*two, "--train-batch-size", "2"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    lines = zip((run / "metrics.jsonl").read_text().splitlines(), (out / "metrics.jsonl").read_text().splitlines())
-    for one, other in lines:
-        one, other = json.loads(one), json.loads(other)
+    lines = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (run, out)
+    ]
+    for one, other in zip(*lines, strict=True):
         assert one.keys() == other.keys()
         assert all(one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6) for name in one)
     first, second = (load_file(folder / "checkpoint-000006" / "averages.safetensors") for folder in (run, out))
