@@ -17,15 +17,15 @@ from typing import Literal
 
 import torch
 import tyro
-from diffusers import AutoencoderTiny
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.checks import check_settings, one_line_errors
 from training.config import LoraConfig, TrainConfig, read_config
-from training.joint import Example, JointExamples
-from training.latents import Batch, encode_batch, pixel_tensors, token_numbers
-from training.loading import open_examples, open_mixture, stack
+from training.encoding import Drawing, Drawn, Encoder
+from training.joint import JointExamples
+from training.loading import open_examples, open_mixture
+from training.preview import preview
 from training.shards import (
     Facts,
     Manifest,
@@ -36,16 +36,12 @@ from training.shards import (
     has_frozen_text,
     read_index,
     read_manifest,
-    split_batch,
-    stored_tensors,
     tar_path,
     write_manifest,
     write_shard,
 )
 from training.sources import SourceConfig
 from training.start import start_pipeline
-from unigs.pipeline import UniGSPipeline
-from unigs.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -71,83 +67,8 @@ class PrepareConfig(TrainConfig):
     verify: bool = False
     """compare the finished shards with their checksums first, and make the damaged ones again"""
     preview: Path | None = None
-    """only write a picture, .png, of 16 examples of each task, and estimate disk, memory and time"""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """An example before it is encoded, and what was bad about pictures on the way: name -> what."""
-
-    index: int
-    facts: Facts
-    pixels: Batch
-    bad: dict[str, str]
-
-
-class Drawing(Dataset[Drawn]):
-    """Draws examples, in workers."""
-
-    def __init__(self, examples: JointExamples):
-        self.examples = examples
-        self._told = 0
-
-    def __getitem__(self, index: int) -> Drawn:
-        example = self.examples[index]
-        names = self.examples.bad_pictures.names
-        bad = dict(list(names.items())[self._told :])
-        self._told = len(names)
-        return Drawn(index, example_facts(example, self.examples.bucket(index)), pixel_tensors(example), bad)
-
-
-def example_facts(example: Example, bucket: int) -> Facts:
-    height, width = example.image.shape[:2]
-    return {
-        "task": example.task.value,
-        "prompt": example.prompt,
-        "nouns": example.nouns,
-        "bucket": bucket,
-        "height": height,
-        "width": width,
-    }
-
-
-class Encoder:
-    """Encodes drawn examples as they will lie in a shard.
-
-    Args:
-        pipeline: whose VAE, and text encoder if that is frozen, are moved to the device.
-    """
-
-    def __init__(self, pipeline: UniGSPipeline, config: PrepareConfig, device: torch.device):
-        self.device, self.dtype = device, getattr(torch, config.cache_dtype)
-        self.vae = pipeline.vae.requires_grad_(False).eval().to(device)
-        if device.type == "cpu":
-            self.vae.to(memory_format=torch.channels_last)
-        self.tokenizer, self.text_encoder = pipeline.tokenizer, None
-        if has_frozen_text(config):
-            self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval().to(device)
-
-    @torch.no_grad()
-    def __call__(self, drawn: list[Drawn]) -> list[Sample]:
-        """Raises ValueError for latents or text that are not finite."""
-        batch = {name: value.to(self.device) for name, value in stack([item.pixels for item in drawn]).items()}
-        encoded = encode_batch(self.vae, batch)
-        if self.text_encoder is not None:
-            tokens = [token_numbers(self.tokenizer, item.facts["prompt"]) for item in drawn]
-            encoded["text"] = self.text_encoder(torch.stack(tokens).to(self.device)).last_hidden_state
-        encoded = {name: value.cpu() for name, value in encoded.items()}
-        samples = []
-        for item, tensors in zip(drawn, split_batch(encoded), strict=True):
-            task = Task(item.facts["task"])
-            kept = stored_tensors(tensors, task, not isinstance(self.vae, AutoencoderTiny), self.dtype)
-            for name, value in kept.items():
-                if not value.isfinite().all():
-                    raise ValueError(
-                        f"{name} of example {item.index} ({task.value}) is not finite in {value.dtype}: "
-                        "give --cache-dtype float32, or another VAE if that does not help"
-                    )
-            samples.append(Sample(item.index, item.facts, kept))
-        return samples
+    """only write a picture, .png, of 16 examples of each task, and estimate disk, memory and time; for a model from
+    nothing the autoencoder is trained first, if it is not there yet"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,14 +85,13 @@ def main(argv: list[str] | None = None) -> None:
             wait_for_autoencoder(config)
         pipeline = start_pipeline(config, mixture, device)
         examples = open_examples(config, mixture, pipeline.palette, pipeline.size_multiple)
+        encoder = Encoder(pipeline, has_frozen_text(config), getattr(torch, config.cache_dtype), device)
         if config.preview is not None:
-            from training.preview import preview
-
-            preview(config, pipeline, examples, Encoder(pipeline, config, device), config.preview)
+            preview(config, config.preview, pipeline, examples, encoder, config.epochs, folder)
             return
         manifest = open_folder(folder, config, fingerprint(config, pipeline, examples), mixture.epoch_size)
         try:
-            prepare(folder, manifest, config, examples, Encoder(pipeline, config, device), processes, process)
+            prepare(folder, manifest, config, examples, encoder, processes, process)
         except KeyboardInterrupt:
             print(f"stopped: {progress_line(folder, manifest)}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(130) from None
@@ -271,7 +191,8 @@ def prepare(
         collate_fn=list,
     )
     bad: dict[str, str] = {}
-    with tqdm(total=total, initial=total - left, desc="examples", unit=" examples", smoothing=0.05) as progress:
+    quiet = int(os.environ.get("LOCAL_RANK", 0)) > 0  # one bar a terminal
+    with tqdm(total=total, initial=total - left, unit=" examples", smoothing=0.05, disable=quiet) as progress:
         drawn = iter(loader)
         for shard in todo:
             samples: dict[int, Sample] = {}

@@ -1,31 +1,26 @@
 """What will be trained on, as a picture to look at, and what it will take: disk, memory, time."""
 
-import logging
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from training.joint import Example, JointExamples
-from training.latents import pixel_tensors
+from training.config import TrainConfig
+from training.encoding import Drawing, Drawn, Encoder
+from training.joint import JointExamples
 from training.muon import split_parameters
 from training.shards import Sample, has_frozen_text
 from unigs.conditions import control_picture, decode_latents
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
-
-if TYPE_CHECKING:
-    from training.prepare import Encoder, PrepareConfig
-
-logger = logging.getLogger(__name__)
 
 EACH = 16  # examples of each task
 PANEL = 160  # longest side of a picture on the sheet, pixels
@@ -41,53 +36,57 @@ TAR_OVERHEAD = 2 * 512 + 512  # bytes of an example: two headers, and what fills
 class Shown:
     """An example of the sheet, encoded; `restored` is its colormap through the VAE: (3, H, W) float [0, 1]."""
 
-    example: Example
+    drawn: Drawn
     sample: Sample
     restored: Tensor
 
 
 def preview(
-    config: "PrepareConfig", pipeline: UniGSPipeline, examples: JointExamples, encoder: "Encoder", path: Path
+    config: TrainConfig,
+    path: Path,
+    pipeline: UniGSPipeline,
+    examples: JointExamples,
+    encoder: Encoder,
+    epochs: int,
+    folder: Path,
 ) -> None:
-    """Write the sheet to `path` and print the estimates. No shard is written."""
-    from training.prepare import Drawn, example_facts
+    """Write the sheet to `path`, a PNG, and print the estimates. No shard is written.
 
+    Args:
+        epochs, folder: how many would be prepared, and where.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     shown: dict[Task, list[Shown]] = {task: [] for task in config.tasks}
-    drawing = encoding = 0.0
-    for number, indices in enumerate(first_of_each(examples, EACH)):
+    drawing, drawn_in, encoded_in = Drawing(examples), [], []
+    for index in first_of_each(examples, EACH):
         began = time.perf_counter()
-        chosen = [examples[index] for index in indices]
-        drawn = [
-            Drawn(index, example_facts(example, examples.bucket(index)), pixel_tensors(example), {})
-            for index, example in zip(indices, chosen, strict=True)
-        ]
+        drawn = drawing[index]
         between = time.perf_counter()
-        samples = [sample for item in drawn for sample in encoder([item])]
-        if number:  # the first batch warms up
-            drawing += between - began
-            encoding += time.perf_counter() - between
-        for example, sample in zip(chosen, samples, strict=True):
+        [sample] = encoder([drawn])
+        drawn_in.append(between - began)
+        encoded_in.append(time.perf_counter() - between)
+        with torch.no_grad():
             latents = sample.tensors["colormap_mean"][None].to(encoder.device, torch.float32)
-            with torch.no_grad():
-                restored = decode_latents(encoder.vae, latents)[0].cpu()
-            shown[example.task].append(Shown(example, sample, restored))
+            restored = decode_latents(encoder.vae, latents)[0].cpu()
+        shown[Task(sample.facts["task"])].append(Shown(drawn, sample, restored))
     sheet(shown).save(path)
-    timed = (EACH - 1) * len(config.tasks)
-    for line in estimates(config, pipeline, examples, shown, drawing / timed, encoding / timed, encoder.device):
+    seconds = float(np.median(drawn_in)), float(np.median(encoded_in))
+    epoch_size = examples.mixture.epoch_size
+    for line in estimates(config, pipeline, shown, epoch_size, epochs, folder, *seconds, encoder.device):
         print(line)
     print(f"{EACH} examples of each task: {path}")
 
 
-def first_of_each(examples: JointExamples, count: int) -> Iterator[list[int]]:
-    """`count` lists with one example of each task, the first ones in the order of training."""
-    found: dict[Task, list[int]] = {task: [] for task in examples.mixture.tasks}
-    index = 0
-    while any(len(indices) < count for indices in found.values()):
-        found[examples.mixture.draw(index)[0]].append(index)
+def first_of_each(examples: JointExamples, count: int) -> list[int]:
+    """The first `count` examples of each task, in the order of training."""
+    wanted, found, index = dict.fromkeys(examples.mixture.tasks, count), [], 0
+    while any(wanted.values()):
+        task = examples.mixture.draw(index)[0]
+        if wanted[task]:
+            wanted[task] -= 1
+            found.append(index)
         index += 1
-    for place in range(count):
-        yield [indices[place] for indices in found.values()]
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ the sheet
@@ -127,20 +126,18 @@ def sheet(shown: dict[Task, list[Shown]]) -> Image.Image:
 
 
 def caption_of(item: Shown) -> str:
-    return f"{item.sample.index}: {item.example.prompt or '(empty prompt)'}"
+    return f"{item.sample.index}: {item.drawn.facts['prompt'] or '(empty prompt)'}"
 
 
 def panels(item: Shown) -> list[Image.Image]:
     """What `NAMES` says, in the size of the sheet; a coarse mask that is not everything is outlined."""
-    example = item.example
-    pixels = pixel_tensors(example)
-    image, colormap = (pixels[name][None] / 255 for name in ("image", "colormap"))
-    control = control_picture(example.task, image, pixels["coarse_mask"][None], colormap)[0]
-    fitted = [_fit(_to_image(tensor)) for tensor in (image[0], control, colormap[0], item.restored)]
-    if not example.coarse_mask.all():
-        mask = Image.fromarray(example.coarse_mask).resize(fitted[1].size, Image.Resampling.NEAREST)
-        framed = np.array(fitted[1])
-        framed[outline(np.array(mask, bool))] = RED
+    task, pixels = Task(item.drawn.facts["task"]), item.drawn.pixels
+    image, colormap, mask = pixels["image"][None] / 255, pixels["colormap"][None] / 255, pixels["coarse_mask"]
+    control = control_picture(task, image, mask[None], colormap)
+    fitted = [_fit(_to_image(tensor)) for tensor in (image[0], control[0], colormap[0], item.restored)]
+    if not mask.all():
+        framed, small = np.array(fitted[1]), Image.fromarray(mask.numpy())
+        framed[outline(np.array(small.resize(fitted[1].size, Image.Resampling.NEAREST)))] = RED
         fitted[1] = Image.fromarray(framed)
     return fitted
 
@@ -195,91 +192,90 @@ def _font(size: int) -> Any:
 
 
 def estimates(
-    config: "PrepareConfig",
+    config: TrainConfig,
     pipeline: UniGSPipeline,
-    examples: JointExamples,
     shown: dict[Task, list[Shown]],
+    epoch_size: int,
+    epochs: int,
+    folder: Path,
     drawing: float,
     encoding: float,
     device: torch.device,
 ) -> Iterator[str]:
-    """Lines about disk, time and memory.
+    """Lines about the shards.
 
     Args:
-        drawing, encoding: measured seconds of an example: one worker, one device.
+        drawing, encoding: measured seconds of an example, by one worker and on the device.
     """
-    epoch = examples.mixture.epoch_size
-    count = epoch * config.epochs
-    ratios = {task: task.spec.sample_ratio for task in shown}
-    size = sum(
-        ratios[task] * np.mean([stored_bytes(item.sample) for item in items]) for task, items in shown.items()
-    ) / sum(ratios.values())
-    yield f"examples    {count:,}: {epoch:,} an epoch, {config.epochs} to prepare"
-    folder = _existing(config.shards or config.data.shards or Path("."))
-    free = shutil.disk_usage(folder).free
-    yield f"disk        {_bytes(size * count)}: {_bytes(size)} each; {_bytes(free)} are free in {folder}"
-    workers = max(1, config.dataloader_num_workers)
-    each = max(drawing / workers, encoding) if config.dataloader_num_workers else drawing + encoding
+    count, workers = epoch_size * epochs, config.dataloader_num_workers
+    sizes = [np.mean([stored_bytes(item.sample) for item in items]) for items in shown.values()]
+    size = float(np.average(sizes, weights=[task.spec.sample_ratio for task in shown]))
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    seconds = max(drawing / workers, encoding) if workers else drawing + encoding
+    yield f"examples    {count:,}: {epoch_size:,} an epoch, {epochs} to prepare"
+    yield f"disk        {_bytes(size * count)}, {_bytes(size)} each; {_bytes(free)} are free"
     yield (
-        f"preparing   {_duration(each * count)} in one process: {1e3 * drawing:.0f} ms to draw an example "
-        f"(shared by {workers} workers), {1e3 * encoding:.0f} ms to encode it on {device.type}, one at a time"
+        f"preparing   {_duration(seconds * count)} in one process with {workers} workers: {1e3 * drawing:.0f} ms to "
+        f"draw an example, {1e3 * encoding:.0f} ms to encode it on this {device.type}, one at a time"
     )
-    yield from training_estimates(config, pipeline, shown, epoch, device)
+    yield from training_estimates(config, pipeline, shown, epoch_size, device)
 
 
 def training_estimates(
-    config: "PrepareConfig",
+    config: TrainConfig,
     pipeline: UniGSPipeline,
     shown: dict[Task, list[Shown]],
-    epoch: int,
+    epoch_size: int,
     device: torch.device,
 ) -> Iterator[str]:
-    """Lines about the memory and time of training itself, without LoRA's adapters or torch.compile."""
-    from_nothing, lora = not has_frozen_text(config), config.lora.rank is not None
-    half = 4 if config.mixed_precision == "no" else 2  # bytes of a frozen weight
-    trained: nn.Module = nn.ModuleList([pipeline.unet, *([pipeline.text_encoder] if from_nothing else [])])
-    trained.requires_grad_(True)
+    """Lines about the memory and time of training itself."""
+    parts = weights_and_moments(config, pipeline)
+    try:
+        fixed, slope, seconds = measure_step(config, pipeline, next(iter(shown.values()))[0].sample, device)
+    except torch.OutOfMemoryError:
+        yield "training    not measured: a step of two examples does not fit into the memory of this device"
+        return
+    parts[f"activations of {config.train_batch_size}"] = fixed + slope * config.train_batch_size
+    told = ", ".join(f"{name} {_bytes(value)}" for name, value in parts.items() if value)
+    yield f"memory      {_bytes(sum(parts.values()))} to train in one process: {told}"
+    yield (
+        "            without what the backward pass and libraries hold for a moment, batches in flight, and validation"
+        + ("; each block's own activations come on top" if config.gradient_checkpointing else "")
+    )
+    yield (
+        f"training    {_duration(seconds * epoch_size)} an epoch in one process on this {device.type}: "
+        f"{1e3 * seconds:.0f} ms an example, forward and backward only"
+    )
+
+
+def weights_and_moments(config: TrainConfig, pipeline: UniGSPipeline) -> dict[str, float]:
+    """Name -> bytes that training holds all the time. Of the UNet, what is trained requires gradients after this: with
+    LoRA the adapted layers, whose inputs the adapters keep too."""
+    from_nothing, rank = not has_frozen_text(config), config.lora.rank
+    trained = nn.ModuleList([pipeline.unet, *([pipeline.text_encoder] if from_nothing else [])]).requires_grad_(True)
+    frozen = [pipeline.vae, *([] if from_nothing else [pipeline.text_encoder]), *([pipeline.unet] if rank else [])]
     count = sum(value.numel() for value in trained.parameters())
-    frozen = [pipeline.vae, *([] if from_nothing else [pipeline.text_encoder]), *([pipeline.unet] if lora else [])]
-    if lora:
-        chosen = [
-            value
-            for name, value in pipeline.unet.named_parameters()
-            if name.removesuffix(".weight").endswith(config.lora.target_modules)
-        ]
-        pipeline.unet.requires_grad_(False)
-        for value in chosen:  # what is kept for the backward pass is then what adapters beside them need
-            value.requires_grad_(True)
-        count = sum((config.lora.rank or 0) * sum(value.shape[:2]) for value in chosen)
+    if rank:
+        names = tuple(f"{name}.weight" for name in config.lora.target_modules)
+        for name, value in pipeline.unet.named_parameters():
+            value.requires_grad_(name.endswith(names))
+        count = sum(rank * sum(value.shape[:2]) for value in pipeline.unet.parameters() if value.requires_grad)
     moments = (2 if config.use_8bit_adam else 8) * count
-    if config.optimizer == "muon":
-        moments = 4 * sum(value.numel() for value in split_parameters(trained)[0])
-        moments = moments + 2 * (4 * count - moments)
-    parts: dict[str, float] = {
+    if config.optimizer == "muon":  # one moment of each matrix, two of the rest
+        moments -= 4 * sum(value.numel() for value in split_parameters(trained)[0])
+    half = 4 if config.mixed_precision == "no" else 2
+    return {
         "weights": 4 * count,
         "gradients": 4 * count,
         "optimizer": moments,
         "EMA": 4 * count if config.use_ema else 0,
         "frozen models": half * sum(value.numel() for module in frozen for value in module.parameters()),
     }
-    try:
-        fixed, slope, seconds = measure_step(config, pipeline, next(iter(shown.values()))[0].sample, device)
-    except torch.OutOfMemoryError:
-        yield "training    not measured: two examples at once do not fit into the memory of this device"
-        return
-    parts[f"activations of {config.train_batch_size}"] = fixed + slope * config.train_batch_size
-    told = ", ".join(f"{name} {_bytes(value)}" for name, value in parts.items() if value)
-    yield f"memory      {_bytes(sum(parts.values()))} to train in one process: {told}"
-    left_out = "left out: what libraries and the backward pass hold for a moment, batches in flight, validation"
-    yield f"            {left_out}" + ("; what is recomputed in a block" if config.gradient_checkpointing else "")
-    yield (
-        f"training    {_duration(seconds * epoch)} an epoch in one process on this {device.type}: "
-        f"{1e3 * seconds:.0f} ms an example forward and backward, without loading and the optimizer's step"
-    )
 
 
 def measure_step(
-    config: "PrepareConfig", pipeline: UniGSPipeline, sample: Sample, device: torch.device
+    config: TrainConfig, pipeline: UniGSPipeline, sample: Sample, device: torch.device
 ) -> tuple[float, float, float]:
     """What a step of the UNet keeps for its backward pass, in bytes: fixed and for each example; and an example's
     seconds."""
@@ -318,13 +314,6 @@ def measure_step(
 def stored_bytes(sample: Sample) -> int:
     """What an example takes in a shard."""
     return TAR_OVERHEAD + sum(len(content) for name, content in sample.files().items() if name != "__key__")
-
-
-def _existing(path: Path) -> Path:
-    path = path.resolve()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _bytes(count: float) -> str:

@@ -134,7 +134,7 @@ def has_frozen_text(config: TrainConfig) -> bool:
 def differences(then: Facts, now: Facts) -> str:
     """What differs, in a few words; "" if nothing does."""
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    told = [f"{name} is {_short(now.get(name))}, was {_short(then.get(name))}" for name in names[:3]]
+    told = [_difference(name, then.get(name), now.get(name)) for name in names[:3]]
     more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
     return "; ".join(told + more)
 
@@ -199,6 +199,12 @@ def file_hash(path: Path) -> str:
 
 def _name_of(digest: Any) -> str:
     return "sha256 " + digest.hexdigest()[:32]
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if "sha256" in str(then) and "sha256" in str(now):
+        return f"{name} has changed"
+    return f"{name} is {_short(now)}, was {_short(then)}"
 
 
 def _short(value: Any) -> str:

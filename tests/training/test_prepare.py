@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.training.fixtures import write_instances
-from training import prepare
+from training import encoding, prepare
 from training.latents import encode_batch
 from training.preview import outline, wrapped
 from training.shards import read_index
@@ -151,7 +151,7 @@ def test_ctrl_c_ends_with_one_line(settings, straight, tmp_path, monkeypatch, ca
             raise KeyboardInterrupt
         return encode_batch(*arguments)
 
-    monkeypatch.setattr(prepare, "encode_batch", interrupted)
+    monkeypatch.setattr(encoding, "encode_batch", interrupted)
     with pytest.raises(SystemExit) as end:
         prepare.main([*settings, "--shards", str(folder)])
     assert end.value.code == 130
@@ -165,7 +165,7 @@ def test_latents_that_are_not_finite_stop_the_run(settings, tmp_path, monkeypatc
         batch = encode_batch(*arguments)
         return {**batch, "colormap_mean": batch["colormap_mean"] * 1e9}
 
-    monkeypatch.setattr(prepare, "encode_batch", overflowing)
+    monkeypatch.setattr(encoding, "encode_batch", overflowing)
     with pytest.raises(
         SystemExit, match=r"colormap_mean of example 0 \(\w+\) is not finite in torch.float16: give --ca"
     ):
@@ -195,7 +195,7 @@ def test_bad_pictures_are_named_and_too_many_stop_the_run(inpainting_model, tmp_
         prepare.main([*command, "--shards", str(tmp_path / "more"), "--epochs", "30"])
 
 
-def test_preview(settings, tmp_path, capsys):
+def test_preview(settings, straight, tmp_path, capsys):
     prepare.main([*settings, "--preview", str(tmp_path / "new" / "sheet.png"), "--use-ema"])
     sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png").convert("RGB"))
     blank = (sheet == sheet[0, 0]).all(axis=2)
@@ -203,18 +203,13 @@ def test_preview(settings, tmp_path, capsys):
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".tar", ".json"}]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
-        *("examples", "disk", "preparing", "memory", "left", "training", "16")
+        *("examples", "disk", "preparing", "memory", "without", "training", "16")
     ]
     assert "120: 120 an epoch, 1 to prepare" in lines[0]
+    number, unit = lines[1].split()[1:3]
+    estimated = float(number) * {"KB": 1e3, "MB": 1e6}[unit.strip(",")]
+    assert estimated == pytest.approx(sum(path.stat().st_size for path in straight.glob("*.tar")), rel=0.1)
     assert "activations of 4" in lines[3] and "EMA" in lines[3]
-
-
-def test_the_estimate_of_disk_is_what_it_takes(settings, straight, tmp_path, capsys):
-    prepare.main([*settings, "--preview", str(tmp_path / "sheet.png")])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("disk"))
-    number, unit = line.split()[1:3]
-    told = float(number) * {"KB": 1e3, "MB": 1e6}[unit.strip(":")]
-    assert told == pytest.approx(sum(path.stat().st_size for path in straight.glob("*.tar")), rel=0.1)
 
 
 def test_the_estimate_of_memory_knows_the_settings(settings, tmp_path, capsys):
