@@ -8,7 +8,6 @@ from training.config import TrainConfig
 from training.muon import Muon, orthogonalize, split_parameters
 from training.optimizers import build_optimizers, learning_rate_schedule
 
-
 NAMES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
