@@ -290,7 +290,8 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
         unet.enable_gradient_checkpointing()
     if config.torch_compile:
         unet.compile()
-    unet.to(device, memory_format=torch.channels_last).train()
+    if accelerator.distributed_type not in SHARDED:  # FSDP divides nothing but contiguous weights
+        unet.to(memory_format=torch.channels_last)
     model = JointModel(unet, text_encoder.requires_grad_(True) if from_nothing else None)
     return model.to(device).train()
 
