@@ -10,6 +10,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from unigs.tasks import Task
 
@@ -38,7 +39,7 @@ class Meter:
     def add_update(self, norm: Tensor | None) -> None:
         """One update of the weights, by gradients of this norm before they were clipped."""
         if norm is not None:
-            self.sums[2] += norm
+            self.sums[2] += norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP's is in parts
         self.sums[3] += 1
 
     def total(self) -> list[float]:
@@ -49,10 +50,11 @@ class Meter:
             return total.tolist()
         return self.sums.tolist()
 
-    def means(self) -> dict[str, float]:
-        """Means over all processes; the sums begin anew."""
+    def means(self, begin_anew: bool) -> dict[str, float]:
+        """Means over all processes; after that the sums may begin anew."""
         loss, examples, norm, updates, *of_tasks = self.total()
-        self.sums.zero_()
+        if begin_anew:
+            self.sums.zero_()
         values = {"loss": loss / max(1, examples), "grad_norm": norm / max(1, updates)}
         for task in Task:
             count, picture, colormap = of_tasks[3 * task.spec.id : 3 * task.spec.id + 3]
@@ -64,26 +66,30 @@ class Meter:
 class Journal:
     """`metrics.jsonl`: a JSON object a line, each with its step. It holds nothing that depends on the clock.
 
+    Lines that are there only because the run ends have `"end": true`.
+
     Args:
-        file: lines of later steps than `step`, of a run that was interrupted, are taken out.
+        file: lines of later steps than `step`, of a run that was interrupted, are taken out; and, if the run goes on
+            from there, those of its end.
         enabled: whether this process writes it.
     """
 
-    def __init__(self, file: Path, step: int, enabled: bool = True):
+    def __init__(self, file: Path, step: int, goes_on: bool, enabled: bool = True):
         self.file, self.enabled = file, enabled
         if not enabled:
             return
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        kept = [line for line, values in whole if values["step"] <= step and not (goes_on and values.get("end"))]
         scratch = file.with_suffix(".new")
         scratch.write_text("".join(kept))
         os.replace(scratch, file)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: dict[str, float], end: bool) -> None:
         if not self.enabled:
             return
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **values, **({"end": True} if end else {})}) + "\n")
 
     def validations(self) -> dict[str, float]:
         """The last measures of the validation grids."""

@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     if ema is not None and folder is not None:
         load_averages(accelerator, folder, ema, state["averaged_updates"])
     out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(out / "metrics.jsonl", step, enabled=accelerator.is_main_process)
+    journal = Journal(out / "metrics.jsonl", step, step < steps, accelerator.is_main_process)
     if accelerator.is_main_process:
         (out / "config.json").write_text(describe(config))
     start_trackers(accelerator, config, step)
@@ -208,15 +208,16 @@ def main(argv: list[str] | None = None) -> None:
             step += 1
             progress.update()
 
-            if step % config.logging_steps == 0 or step == steps:
-                values = meter.means()
+            end = step % config.logging_steps != 0  # in the logs only because the run ends
+            if step == steps or not end:
+                values = meter.means(begin_anew=not end)
                 values |= {"learning_rate": chosen[0][1] * rate, "epoch": step * examples / source.epoch_size}
                 if not math.isfinite(values["loss"]):
                     raise NoLongerFinite(
                         f"the loss is {values['loss']} at step {step}: lower learning_rate, or give bf16, not fp16"
                     )
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
-                journal.write(step, values)
+                journal.write(step, values, end)
                 accelerator.log(values | speed.values(accelerator.device), step)
             if config.validation_steps and not sharded and (step == steps or step % config.validation_steps == 0):
                 if grids:
@@ -394,7 +395,7 @@ def validate(
             torch.cuda.empty_cache()
     grid.save(config.output_dir / f"validation-{step:06d}.png")
     measures = {f"validation/{name}": value for name, value in measures.items()}
-    journal.write(step, measures)
+    journal.write(step, measures, end=step % config.validation_steps != 0)
     accelerator.log(measures, step)
     for tracker in accelerator.trackers:
         options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,16 @@ def test_a_resumed_run_ends_as_if_it_had_never_been_stopped(run, settings, tmp_p
     assert (out / "pipeline" / "README.md").is_file()
 
 
+def test_a_run_that_is_made_longer_is_one_that_was_long_from_the_start(run, settings, tmp_path):
+    constant = [*settings, "--lr-scheduler", "constant"]
+    straight, longer = begin(run, tmp_path / "straight"), begin(run, tmp_path / "longer")
+    train_joint.main([*constant, "--output-dir", str(straight)])
+    train_joint.main([*constant, "--output-dir", str(longer), "--max-train-steps", "3"])
+    assert json.loads((longer / "metrics.jsonl").read_text().splitlines()[-1])["end"]
+    train_joint.main([*constant, "--output-dir", str(longer)])
+    assert_same(straight, longer)
+
+
 def test_killed_at_any_moment_it_goes_on_to_the_same_end(run, settings, tmp_path):
     out, moments = begin(run, tmp_path / "killed"), np.random.default_rng()
     more = ["--checkpointing-steps", "1", "--checkpoints-total-limit", "2"]
@@ -209,17 +220,18 @@ def test_two_processes_train_as_one_with_the_same_global_batch(run, settings, tm
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(run, settings, tmp_path, monkeypatch, caplog):
     out = begin(run, tmp_path / "full")
-    train_joint.main([*settings, "--output-dir", str(out), "--max-train-steps", "3"])
+    shutil.copytree(run / "checkpoint-000003", out / "checkpoint-000003")
+    shutil.copy(run / "metrics.jsonl", out)
     size = (out / "checkpoint-000003" / "optimizer.bin").stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
     try:
-        with pytest.raises(SystemExit, match="step 5 is lost, the run will go on from step 3: make room on the disk"):
-            train_joint.main([*settings, "--output-dir", str(out), "--max-train-steps", "5"])
+        with pytest.raises(SystemExit, match="step 6 is lost, the run will go on from step 3: make room on the disk"):
+            train_joint.main([*settings, "--output-dir", str(out)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in checkpoints(out)] == ["checkpoint-000003"] and not list(out.glob(".checkpoint*"))
-    assert "checkpoint-000005 could not be written" in caplog.text
+    assert "checkpoint-000006 could not be written" in caplog.text
     train_joint.main([*settings, "--output-dir", str(out)])
     assert_same(run, out)
 
