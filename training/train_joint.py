@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.load_state(str(folder))
         warn_of_changes(state["data"], settings_of_data(config, examples))
         logger.info("resumed %s", folder)
-    ema = EMAModel(trained, decay=config.ema_decay, foreach=True) if config.use_ema else None
+    ema = EMAModel(trained, decay=config.ema_decay, foreach=not sharded) if config.use_ema else None
     if ema is not None and folder is not None:
         load_averages(accelerator, folder, ema, state["averaged_updates"])
     out.mkdir(parents=True, exist_ok=True)
