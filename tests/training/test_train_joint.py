@@ -197,25 +197,52 @@ def test_a_signal_saves_and_stops(run, settings, tmp_path, name):
     assert step > 0 and f"stopped at step {step} of 100000: the same command goes on from there" in log
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(run, settings, tmp_path):
-    out = begin(run, tmp_path / "two")
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    two = [sys.executable, *launch, "-m", "training.train_joint", *settings, "--output-dir", str(out)]
+def on_two_processes(module: str, settings: list[str], out: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", module]
+    arguments = [*settings, "--output-dir", str(out), "--train-batch-size", "2"]
     result = subprocess.run(
-        [*two, "--train-batch-size", "2"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
+        [sys.executable, *launch, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    """Sums over the parts of a batch are rounded otherwise than over the whole: to 1e-4 of the value."""
     lines = [
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (run, out)
+        [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+        for folder in (one, other)
     ]
-    for one, other in zip(*lines, strict=True):
-        assert one.keys() == other.keys()
-        assert all(one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6) for name in one)
+    for first, second in zip(*lines, strict=True):
+        assert first.keys() == second.keys()
+        assert all(first[name] == pytest.approx(second[name], rel=1e-4, abs=1e-6) for name in first)
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(run, settings, tmp_path):
+    out = begin(run, tmp_path / "two")
+    on_two_processes("training.train_joint", settings, out)
+    assert_same_losses(run, out)
     first, second = (load_file(folder / "checkpoint-000006" / "averages.safetensors") for folder in (run, out))
-    for name in first:
-        assert torch.allclose(first[name], second[name], atol=1e-4)
-    state = read_state(out / "checkpoint-000006")
-    assert state["plan"] == read_state(run / "checkpoint-000006")["plan"]
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+    plans = [read_state(folder / "checkpoint-000006")["plan"] for folder in (run, out)]
+    assert plans[0] == plans[1]
+
+
+def test_divided_weights_train_as_whole_ones(from_inpainting, tmp_path):
+    """FSDP: every process saves its part, resumes from it, and the export is whole."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = [*from_inpainting, "--use-ema", "--lr-warmup-steps", "0"]
+    train_joint.main([*settings, "--output-dir", str(whole)])
+    on_two_processes("tests.training.sharded", [*settings, "--max-train-steps", "4"], parts)
+    assert {"averages-0.safetensors", "averages-1.safetensors"} <= {
+        path.name for path in (parts / "checkpoint-000003").iterdir()
+    }
+    on_two_processes("tests.training.sharded", settings, parts)  # goes on from the fourth step
+    assert_same_losses(whole, parts)
+    first, second = (
+        load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (whole, parts)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[name].float(), second[name].float(), atol=2e-3) for name in first)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(run, settings, tmp_path, monkeypatch, caplog):
