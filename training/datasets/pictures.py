@@ -73,7 +73,7 @@ def read_picture(path: Path, size: tuple[int, int], rotation: int = 0) -> np.nda
 
     Raises BadPicture if it is missing, cannot be decoded, or has another size.
     """
-    pixels = _read(path, lambda image: np.array(upright(image, rotation).convert("RGB")))
+    pixels = _read(path, lambda image: np.array(_rgb(upright(image, rotation))))
     if pixels.shape[:2] != size:
         raise BadPicture(
             f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height), its annotation says "
@@ -102,7 +102,15 @@ def upright(image: Image.Image, rotation: int = 0) -> Image.Image:
 
     A rotation that a data set states was measured on the stored pixels, so it replaces what EXIF says.
     """
-    return image.transpose(COUNTERCLOCKWISE[rotation]) if rotation else ImageOps.exif_transpose(image)
+    if rotation:
+        return image.transpose(COUNTERCLOCKWISE[rotation])
+    if image.getexif().get(EXIF_ORIENTATION, 1) == 1:
+        return image  # exif_transpose would copy it
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _read(source: Path | BinaryIO, work: Callable[[Image.Image], Result], name: str = "") -> Result:
