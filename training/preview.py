@@ -118,7 +118,7 @@ def sheet(shown: dict[Task, list[Shown]]) -> Image.Image:
                 x = left + number * (cell_width + GAP)
                 if place < COLUMNS:
                     draw.text((x, top - LINE - 2), _shorten(NAMES[number], cell_width, font), GRAY, font)
-                drawn.paste(panel, (x + (cell_width - panel.width) // 2, top + (cell_height - panel.height) // 2))
+                drawn.paste(panel, (x, top + cell_height - panel.height))
             for number, line in enumerate(captions[caption]):
                 draw.text((left, top + cell_height + GAP // 2 + number * LINE), line, INK, font)
         y += height
@@ -326,5 +326,5 @@ def _bytes(count: float) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(1.0, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch.utils.data import DataLoader
 
 from tests.training.fixtures import write_refcoco
-from training import prepare, shards
+from training import prepare, shards, train_joint
 from training.latents import encode_batch
 from training.loading import BatchPlan, TrainingData, example_source, open_mixture, stack
 from training.shards import ShardedExamples
@@ -264,3 +264,16 @@ def test_what_is_missing_or_damaged_is_named(scenes_settings, scenes_shards, tmp
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="manifest.json is damaged, or of another version"):
         opened(scenes_settings, tmp_path)
+
+
+def test_training_from_them_is_training_from_the_files(scenes_settings, scenes_shards, tmp_path):
+    command = scenes_settings[: (at := scenes_settings.index("--shard-size"))] + scenes_settings[at + 2 :]
+    del command[(at := command.index("--epochs")) : at + 2]
+    more = ["--max-train-steps", "3", "--validation-steps", "0", "--logging-steps", "1", "--lr-warmup-steps", "0"]
+    losses = []
+    for name, source in (("files", []), ("shards", ["--data.shards", str(scenes_shards)])):
+        out = tmp_path / name
+        train_joint.main([*command, *more, *source, "--learning-rate", "1e-3", "--output-dir", str(out)])
+        rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-4)
