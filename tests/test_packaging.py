@@ -81,7 +81,7 @@ def test_nodes_import_only_what_requirements_txt_brings():
     assert imported_by_nodes() <= import_names(lines("requirements.txt")) | host
 
 
-@pytest.mark.parametrize("folder, extras", [("unigs", ["curves"]), ("training", ["train", "parquet"])])
+@pytest.mark.parametrize("folder, extras", [("unigs", ["curves"]), ("training", ["train", "parquet", "evaluate"])])
 def test_every_import_is_declared(folder: str, extras: list[str]):
     declared = import_names([Requirement(line) for line in requirements(extras)])
     assert third_party_imports(folder) <= declared | {"torch"}

@@ -141,6 +141,21 @@ def add_panoptic(tally: Tally, picture: int, overlap: np.ndarray, void_share: np
     tally.add("RQ", picture, count, count + false / 2)
 
 
+def add_overlap(tally: Tally, name: str, picture: int, found: np.ndarray, truth: np.ndarray) -> None:
+    """Add two masks (H, W) bool to cIoU, all intersections over all unions, and gIoU, the mean IoU, where two empty
+    masks have 1.
+
+    Args:
+        name: of the kind of question, which follows that of the measure.
+
+    Source: https://arxiv.org/abs/2306.00968, section 4.
+    """
+    both, either = int((found & truth).sum()), int((found | truth).sum())
+    name = f", {name}" if name else ""
+    tally.add(f"cIoU{name}", picture, both, either)
+    tally.add(f"gIoU{name}", picture, both / either if either else 1.0)
+
+
 def peak_signal_to_noise(painted: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float:
     """PSNR in dB of two pictures (H, W, 3) uint8, over the pixels of `where` (H, W) bool; 100 if they are equal."""
     error = np.square(painted[where].astype(np.float64) - truth[where]).mean() / 255**2

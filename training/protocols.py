@@ -23,6 +23,7 @@ from training.metrics import (
     Measure,
     Measures,
     Tally,
+    add_overlap,
     add_panoptic,
     best_matching,
     match_entities,
@@ -206,7 +207,7 @@ def measure_referring(
             for words, truth in samples:
                 wrong = absent[rng.integers(len(absent))] if absent and baselines else None
                 around = _coarse(truth, image.shape[:2], rng)
-                _add_overlap(tally, "everything", picture, everything, truth)
+                add_overlap(tally, "everything", picture, everything, truth)
                 for region, where in (("", None), (" with coarse mask", around)):
                     yield Question(picture, image, (region.strip(), truth), words, where)
                     if wrong is not None:
@@ -215,7 +216,7 @@ def measure_referring(
     for answer in model.answer(Task.REFERRING, questions()):
         name, truth = answer.question.about
         found = resize_nearest(answer.entities.labels, truth.shape) > 0
-        _add_overlap(tally, name, answer.question.picture, found, truth)
+        add_overlap(tally, name, answer.question.picture, found, truth)
         if name == "wrong word" and dataset.exhaustive:
             tally.add("empty for absent", answer.question.picture, float(found.mean() < NOTHING))
     return tally.measures()
@@ -327,14 +328,6 @@ def _coarse(mask: np.ndarray, size: tuple[int, ...], rng: np.random.Generator) -
     """The coarse mask (h, w) bool around a mask (H, W) bool of another size, by its box."""
     scale = np.array([size[1] / mask.shape[1], size[0] / mask.shape[0]] * 2)
     return coarse_mask(boxes_of_masks(mask[None]) * scale, (size[0], size[1]), "curve", rng)
-
-
-def _add_overlap(tally: Tally, name: str, picture: int, found: np.ndarray, truth: np.ndarray) -> None:
-    """Add to cIoU, all intersections over all unions, and gIoU, the mean IoU, where two empty masks have 1."""
-    both, either = int((found & truth).sum()), int((found | truth).sum())
-    name = f", {name}" if name else ""
-    tally.add(f"cIoU{name}", picture, both, either)
-    tally.add(f"gIoU{name}", picture, both / either if either else 1.0)
 
 
 def _without_gaps(labels: np.ndarray) -> np.ndarray:

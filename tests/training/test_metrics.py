@@ -11,6 +11,7 @@ from training.datasets.masks import encode_masks
 from training.metrics import (
     EntityAp,
     Tally,
+    add_overlap,
     add_panoptic,
     average_precision,
     best_matching,
@@ -203,6 +204,15 @@ def test_ap_is_that_of_pycocotools_from_json_like_rows():
     assert average_precision(of_all, weights[None])[0] == pytest.approx(expected)
     low, high = ap.measures()["AP"].interval or (0, 0)
     assert low < ours[0] < high
+
+
+def test_two_empty_masks_have_an_iou_of_one():
+    tally, full, empty = Tally(), np.ones((2, 2), bool), np.zeros((2, 2), bool)
+    for picture, (found, truth) in enumerate([(empty, empty), (full, empty), (full, full), (full, np.eye(2) > 0)]):
+        add_overlap(tally, "any", picture, found, truth)
+    measures = tally.measures()
+    assert measures["gIoU, any"].value == (1 + 0 + 1 + 0.5) / 4
+    assert measures["cIoU, any"].value == (0 + 0 + 4 + 2) / (0 + 4 + 4 + 4)
 
 
 def test_psnr_by_hand():
