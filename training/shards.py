@@ -90,7 +90,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    _write(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+    part = f"{MANIFEST}.{os.getpid()}.part"  # of a name of its own: every process writes the same
+    _write(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n", part)
 
 
 # ------------------------------------------------------------------------------------------ what examples are made from
@@ -267,7 +268,7 @@ def write_shard(folder: Path, shard: int, samples: Iterable[Sample], count: int)
             raise ValueError(f"{part} holds {len(index['places'])} of {count} examples: does another process write it?")
         index_path(folder, shard).unlink(missing_ok=True)
         part.replace(path)
-        _write(index_path(folder, shard), json.dumps(index))
+        _write(index_path(folder, shard), json.dumps(index), f"{path.name}.part")
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -306,9 +307,9 @@ def read_index(folder: Path, shard: int, count: int) -> Facts | None:
     return index if whole else None
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+def _write(path: Path, text: str, name: str) -> None:
+    """Write a file that is never seen half written; it has another name until it is whole."""
+    part = path.with_name(name)
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
