@@ -46,7 +46,7 @@ def check_settings(config: TrainConfig) -> None:
         name: getattr(config, name)
         for name in ("conditioning_dropout_prob", "last_timestep_share", "lr_cooldown", "ema_decay")
     }
-    shares |= {f"data.{name}": getattr(config.data, name) for name in ("flip", "min_share", "negatives")}
+    shares |= {f"data.{name}": getattr(config.data, name) for name in ("min_share", "negatives")}
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value}")
@@ -80,8 +80,8 @@ def _check_new_model(config: TrainConfig) -> None:
         raise ValueError(f"autoencoder.crop {config.autoencoder.crop} is larger than resolution {config.resolution}")
     if len(config.autoencoder.encoder_blocks) != len(config.autoencoder.decoder_blocks):
         raise ValueError("autoencoder.encoder_blocks and decoder_blocks must have the same number of levels")
-    if config.lora.rank is not None:
-        raise ValueError("lora.rank needs a model to adapt: give pretrained_model_name_or_path")
+    if config.rank is not None:
+        raise ValueError("rank: LoRA needs a model to adapt: give pretrained_model_name_or_path")
 
 
 def _check_combinations(config: TrainConfig) -> None:
@@ -93,8 +93,8 @@ def _check_combinations(config: TrainConfig) -> None:
         raise ValueError("use_8bit_adam is for the optimizer adamw, not muon: drop one")
     if config.optimizer == "muon" and config.pretrained_model_name_or_path is not None:
         raise ValueError("optimizer muon is for training from nothing: give adamw, or no pretrained_model_name_or_path")
-    if config.lora.rank is not None and config.lora.rank < 1:
-        raise ValueError(f"lora.rank must be at least 1, got {config.lora.rank}")
+    if config.rank is not None and config.rank < 1:
+        raise ValueError(f"rank must be at least 1, got {config.rank}")
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr makes the last timestep pure noise, from which epsilon tells nothing: "
@@ -107,7 +107,7 @@ def _check_combinations(config: TrainConfig) -> None:
 def _check_packages(config: TrainConfig) -> None:
     needed = {
         "bitsandbytes": ("use_8bit_adam", config.use_8bit_adam),
-        "peft": ("lora.rank", config.lora.rank is not None),
+        "peft": ("rank (LoRA)", config.rank is not None),
         "tensorboard": ("report_to tensorboard", config.report_to == "tensorboard"),
         "wandb": ("report_to wandb", config.report_to == "wandb"),
     }

@@ -35,10 +35,6 @@ class DataConfig:
     """folder that `python -m training.prepare` wrote from these very settings: train on what is cached there"""
     aspect_buckets: bool = False
     """cut pictures to sizes near their own shape, all of about resolution x resolution pixels, instead of to squares"""
-    center_crop: bool = False
-    """cut from the middle of the pictures instead of anywhere"""
-    flip: float = 0.5
-    """share of pictures that are mirrored"""
     min_share: float = 0.25
     """a thing is an entity of an example if at least this share of its visible pixels is in the crop"""
     min_pixels: int = 64
@@ -91,17 +87,6 @@ class ModelConfig:
 
 
 @dataclass
-class LoraConfig:
-    """Low-rank adapters on the attention layers instead of full fine-tuning."""
-
-    rank: int | None = None
-    """rank of the adapters; without it all weights of the UNet are trained"""
-    alpha: float | None = None
-    """scale of the adapters, over the rank; the rank if not given"""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-@dataclass
 class TaskDefaults:
     """What the checkpoint will do for a task, if a call does not say."""
 
@@ -122,6 +107,17 @@ class TrainConfig:
     """side of the pictures, pixels"""
     tasks: tuple[Task, ...] = tuple(Task)
     """tasks to train; with several, in the ratios of unigs/tasks.py"""
+    center_crop: bool = False
+    """cut from the middle of the pictures instead of anywhere"""
+    random_flip: bool = True
+    """mirror half of the pictures"""
+
+    rank: int | None = None
+    """train LoRA adapters of this rank; without it all weights of the UNet are trained"""
+    lora_alpha: float | None = None
+    """scale of the adapters, over the rank; the rank if not given"""
+    lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """names of the layers that are adapted"""
 
     train_batch_size: int = 4
     """examples a step and process"""
@@ -207,7 +203,6 @@ class TrainConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     palette: PaletteConfig = field(default_factory=PaletteConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 

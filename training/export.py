@@ -55,7 +55,7 @@ def export(
         pipeline.unet = UNet2DConditionModel.from_config(pipeline.unet.config)
         wholes = JointModel(pipeline.unet, None if config.pretrained_model_name_or_path else pipeline.text_encoder)
         wholes.load_state_dict(weights)
-    if config.lora.rank is not None:
+    if config.rank is not None:
         from peft import get_peft_model_state_dict
 
         pipeline.unet.to(torch.float32)
@@ -97,7 +97,7 @@ def model_card(
     """The card of a run, in the form that the Hugging Face Hub reads."""
     base = config.pretrained_model_name_or_path
     start = f"`{base.name}`" if base else "nothing (autoencoder, text encoder and UNet)"
-    what = f"LoRA of rank {config.lora.rank}, merged" if config.lora.rank else "all weights of the UNet"
+    what = f"LoRA of rank {config.rank}, merged" if config.rank else "all weights of the UNet"
     device = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else platform.machine()
     scheduler = pipeline.scheduler.config
     batch = f"{config.train_batch_size} x {config.gradient_accumulation_steps} x {accelerator.num_processes} processes"
@@ -119,7 +119,7 @@ def model_card(
         ),
     }
     palette = pipeline.palette.to_config()
-    tags = ["unigs", "image-segmentation", "inpainting", "image-generation", *(["lora"] if config.lora.rank else [])]
+    tags = ["unigs", "image-segmentation", "inpainting", "image-generation", *(["lora"] if config.rank else [])]
     measures = journal.validations()
     sections = [
         f"---\nlibrary_name: diffusers\npipeline_tag: image-segmentation\ntags: [{', '.join(tags)}]\n---",

@@ -1,5 +1,6 @@
 """A record becomes a training example of one task: what is visible first, then colours, coarse mask and prompt."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -206,16 +207,20 @@ def _by_phrase(view: View, rng: np.random.Generator) -> tuple[np.ndarray, list[s
     about = [i for i, phrases in enumerate(view.phrases) if phrases]
     phrases = view.phrases[about[rng.integers(len(about))]]
     phrase = phrases[rng.integers(len(phrases))]
-    return np.array([i for i in about if phrase in view.phrases[i]]), [phrase]
+    return np.array([i for i in about if phrase in view.phrases[i]][:MAX_ENTITIES]), [phrase]
 
 
 def _by_noun(view: View, rng: np.random.Generator, key: str) -> np.ndarray:
-    """The entities of one or two kinds, all of each: also a second dog."""
-    clear = np.array([i for i, noun in enumerate(view.labels) if noun not in view.not_to_ask], int)
+    """The entities of one or two kinds, all of each: also a second dog. Of which there are too many is not asked."""
+    counts = Counter(view.labels)
+    few = {noun for noun, count in counts.items() if count <= MAX_ENTITIES}
+    clear = np.array([i for i, noun in enumerate(view.labels) if noun in few - view.not_to_ask], int)
     if len(clear) == 0:
-        raise NothingToSee(f"{key}: of every kind there is more in the picture than the entities")
+        raise NothingToSee(f"{key}: of every kind there is more in the picture than can be asked for")
     chosen = clear[_subset(rng, len(clear), 1 if rng.random() < ONE_TARGET_SHARE else 2)]
     wanted = {view.labels[i] for i in chosen}
+    if sum(counts[noun] for noun in wanted) > MAX_ENTITIES:
+        wanted = {view.labels[chosen[0]]}
     return np.array([i for i, noun in enumerate(view.labels) if noun in wanted])
 
 

@@ -74,7 +74,11 @@ def open_examples(
     """
     data = config.data
     geometry = Geometry(
-        (config.resolution, config.resolution), not data.center_crop, data.flip, data.min_share, data.min_pixels
+        (config.resolution, config.resolution),
+        random_crop=not config.center_crop,
+        flip=0.5 if config.random_flip else 0.0,
+        min_share=data.min_share,
+        min_pixels=data.min_pixels,
     )
     buckets = aspect_buckets(config.resolution, size_multiple) if data.aspect_buckets else ()
     return JointExamples(

@@ -252,12 +252,12 @@ def training_estimates(
 def weights_and_moments(config: TrainConfig, pipeline: UniGSPipeline) -> dict[str, float]:
     """Name -> bytes that training holds all the time. Of the UNet, what is trained requires gradients after this: with
     LoRA the adapted layers, whose inputs the adapters keep too."""
-    from_nothing, rank = not has_frozen_text(config), config.lora.rank
+    from_nothing, rank = not has_frozen_text(config), config.rank
     trained = nn.ModuleList([pipeline.unet, *([pipeline.text_encoder] if from_nothing else [])]).requires_grad_(True)
     frozen = [pipeline.vae, *([] if from_nothing else [pipeline.text_encoder]), *([pipeline.unet] if rank else [])]
     count = sum(value.numel() for value in trained.parameters())
     if rank:
-        names = tuple(f"{name}.weight" for name in config.lora.target_modules)
+        names = tuple(f"{name}.weight" for name in config.lora_layers)
         for name, value in pipeline.unet.named_parameters():
             value.requires_grad_(name.endswith(names))
         count = sum(rank * sum(value.shape[:2]) for value in pipeline.unet.parameters() if value.requires_grad)

@@ -101,8 +101,6 @@ def _from_checkpoint(config: TrainConfig, path: Path) -> UniGSPipeline:
 
 
 def _from_nothing(config: TrainConfig, mixture: Mixture, device: torch.device) -> UniGSPipeline:
-    if config.lora.rank is not None:
-        raise ValueError("lora.rank needs a model to adapt: give pretrained_model_name_or_path")
     out, palette = config.output_dir, palette_of(config)
     if not (out / "vae" / "config.json").is_file():
         vae = train_autoencoder(

@@ -249,8 +249,10 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
     name = accelerator.distributed_type.value
     if config.optimizer == "muon":
         raise ValueError(f"optimizer muon needs whole matrices, {name} divides them: give adamw")
-    if config.lora.rank is not None:
-        raise ValueError(f"lora.rank is not supported under {name}, which it does not need: use plain data parallelism")
+    if config.rank is not None:
+        raise ValueError(
+            f"rank: LoRA is not supported under {name}, which it does not need: use plain data parallelism"
+        )
     plugin = accelerator.state.deepspeed_plugin
     if config.use_ema and plugin is not None and plugin.zero_stage == 3:
         raise ValueError("use_ema is not supported under DeepSpeed's ZeRO 3: give ZeRO 2, or leave it out")
@@ -268,17 +270,17 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
     text_encoder, unet = pipeline.text_encoder, pipeline.unet
     if not from_nothing:
         text_encoder.requires_grad_(False).eval().to(device, precision)
-    if config.lora.rank is not None:
+    if config.rank is not None:
         from peft import LoraConfig
 
         # what widening has added is not there to be adapted: it is trained itself, if nobody has trained it yet
         new = [name for name, value in unet.named_parameters() if is_untrained(unet, name, value)]
         unet.requires_grad_(False).to(precision)
-        alpha = config.lora.rank if config.lora.alpha is None else config.lora.alpha
+        alpha = config.rank if config.lora_alpha is None else config.lora_alpha
         adapter = LoraConfig(
-            r=config.lora.rank,
+            r=config.rank,
             lora_alpha=alpha,
-            target_modules=list(config.lora.target_modules),
+            target_modules=list(config.lora_layers),
             init_lora_weights="gaussian",
         )
         unet.add_adapter(adapter)
@@ -417,7 +419,10 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> 
 def settings_of_data(config: TrainConfig, examples: int) -> dict[str, Any]:
     """What decides which examples come in which order, as JSON has it."""
     settings = json.loads(describe(config))
-    names = ("seed", "tasks", "resolution", "conditioning_dropout_prob", "noise_offset", "data", "palette")
+    names = (
+        *("seed", "tasks", "resolution", "center_crop", "random_flip", "conditioning_dropout_prob", "noise_offset"),
+        *("last_timestep_share", "late_painting", "data", "palette"),
+    )
     return {**{name: settings[name] for name in names}, "examples of an update": examples}
 
 

@@ -292,7 +292,7 @@ def test_from_an_inpainting_model(from_inpainting, inpainting_model, tmp_path):
 
 def test_lora(from_inpainting, inpainting_model, tmp_path):
     out = tmp_path / "lora"
-    settings = [*from_inpainting, "--output-dir", str(out), "--lora.rank", "4", "--learning-rate", "1e-2"]
+    settings = [*from_inpainting, "--output-dir", str(out), "--rank", "4", "--learning-rate", "1e-2"]
     train_joint.main([*settings, "--max-train-steps", "3"])
     saved = load_file(out / "checkpoint-000003" / "model.safetensors")
     untouched = [name for name in saved if "lora" not in name]
@@ -310,7 +310,7 @@ def test_lora(from_inpainting, inpainting_model, tmp_path):
 
     # an adapter of a UniGS adapts nothing but attention
     more = tmp_path / "more"
-    settings = [*from_inpainting, "--output-dir", str(more), "--lora.rank", "2", "--max-train-steps", "3"]
+    settings = [*from_inpainting, "--output-dir", str(more), "--rank", "2", "--max-train-steps", "3"]
     train_joint.main([*settings, "--pretrained-model-name-or-path", str(out / "pipeline")])
     assert all("lora" in name for name in load_file(more / "checkpoint-000003" / "model.safetensors"))
 
