@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.checks import check_settings, one_line_errors
-from training.config import LoraConfig, TrainConfig, read_config
+from training.config import TrainConfig, read_config
 from training.encoding import Drawing, Drawn, Encoder
 from training.joint import JointExamples
 from training.loading import open_examples, open_mixture
@@ -110,7 +110,7 @@ def load_prepare_config(argv: list[str] | None = None) -> PrepareConfig:
 def check_prepare_settings(config: PrepareConfig) -> tuple[Path, int, int]:
     """The folder to write into, how many processes there are, and which this is. Raises ValueError."""
     # what only the training needs, a GPU or a package, is none of this machine's business
-    check_settings(replace(config, mixed_precision="no", use_8bit_adam=False, report_to="none", lora=LoraConfig()))
+    check_settings(replace(config, mixed_precision="no", use_8bit_adam=False, report_to="none", rank=None))
     for name in ("epochs", "shard_size", "prepare_batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
