@@ -1,6 +1,7 @@
 """The components of a small UniGS trained from nothing: tokenizer, text encoder, UNet, scheduler."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -36,18 +37,24 @@ def build_tokenizer(folder: Path, texts: list[str], config: ModelConfig) -> CLIP
         END,
     ]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": config.text_length,
         "do_lower_case": True,
         **special,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    files = {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2),
+        "tokenizer_config.json": json.dumps(settings, indent=2),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():  # whole at every moment: other processes may be reading the same
+        scratch = folder / f".{name}-{os.getpid()}"
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, folder / name)
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
