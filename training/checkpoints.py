@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -45,15 +46,19 @@ def save_checkpoint(
         Whether it was written. If not, the log says why.
     """
     scratch = folder.with_name(f".{folder.name}")
-    if accelerator.is_main_process:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-    accelerator.wait_for_everyone()
     problem = None
+    if accelerator.is_main_process:
+        try:
+            for cut_off in folder.parent.glob(".checkpoint-*"):  # when a run was killed while it wrote
+                shutil.rmtree(cut_off, ignore_errors=True)
+            scratch.mkdir(parents=True)
+        except OSError as error:
+            problem = error
+    accelerator.wait_for_everyone()
     try:
         write(scratch)
     except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by who finds it
-        problem = error
+        problem = problem or error
     if _all(accelerator, problem is None) and accelerator.is_main_process:
         try:
             _seal(scratch, state)
@@ -115,9 +120,9 @@ def save_trained_weights_only(accelerator: Accelerator) -> None:
 
     def load(models: list[nn.Module], folder: str) -> None:
         parameters, tensors = trained(models.pop()), load_file(Path(folder) / "model.safetensors")
-        if parameters.keys() != tensors.keys():
-            other = min(parameters.keys() ^ tensors.keys())
-            raise ValueError(f"{folder} is of a model with other trained weights, such as {other}: start another run")
+        for name in parameters.keys() | tensors.keys():
+            if name not in parameters or name not in tensors or parameters[name].shape != tensors[name].shape:
+                raise ValueError(f"{folder} is of a run that trains other weights, such as {name}: start another run")
         with torch.no_grad():
             for name, value in parameters.items():
                 value.copy_(tensors[name])
@@ -126,38 +131,63 @@ def save_trained_weights_only(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
-def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint` asks for, verified; None: start anew.
+def find_checkpoint(
+    accelerator: Accelerator, output_dir: Path, wanted: str | None
+) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint that `resume_from_checkpoint` asks for, verified, and what the trainer said with it; None, {}:
+    start anew. The main process looks for it, all get the same.
 
     Raises:
         DamagedCheckpoint: the one that was asked for is damaged, or there are some, and all are.
         FileNotFoundError: there is none where one was asked for.
     """
+    found: list[Any] = [None, {}, None]
+    if accelerator.is_main_process:
+        try:
+            found[:2] = _find(output_dir, wanted)
+        except (DamagedCheckpoint, FileNotFoundError) as error:
+            found[2] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if found[2] is not None:
+        raise found[2]
+    return found[0], found[1]
+
+
+def _find(output_dir: Path, wanted: str | None) -> tuple[Path | None, dict[str, Any]]:
     if wanted is None:
-        return None
+        return None, {}
     if wanted != "latest":
         folder = Path(wanted)
         if not (folder / CONTENTS).is_file():
             raise FileNotFoundError(
                 f"resume_from_checkpoint: {folder} is not a checkpoint; expected a checkpoint-<step> folder or 'latest'"
             )
-        read_state(folder)
-        return folder
+        return folder, read_state(folder)
     problems = []
     for folder in reversed(checkpoints(output_dir)):
         try:
-            read_state(folder)
+            return folder, read_state(folder)
         except DamagedCheckpoint as error:
             problems.append(str(error))
             logger.warning("%s: taking the one before it", error)
-        else:
-            return folder
     if problems:
         raise DamagedCheckpoint(
             f"every checkpoint of {output_dir} is damaged, the newest: {problems[0]}. "
-            "Give resume_from_checkpoint none, or another output_dir, to start anew"
+            "Give resume_from_checkpoint None, or another output_dir, to start anew"
         )
-    return None
+    return None, {}
+
+
+def set_aside(output_dir: Path, step: int) -> None:
+    """Checkpoints of later steps are of a run that is not gone on with: they get another name, and no other run ever
+    resumes from them or removes them."""
+    for folder in checkpoints(output_dir):
+        if _step(folder) > step:
+            aside = folder.with_name(f"abandoned-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            logger.warning("%s is of a run that is not gone on with: it is %s now", folder, aside.name)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -179,16 +209,18 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first. One that was cut off while it was written is none."""
-    return sorted(
-        (path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()),
-        key=lambda path: int(path.name.removeprefix("checkpoint-")),
-    )
+    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def _seal(folder: Path, state: dict[str, Any]) -> None:
     """Write the list of files, and everything to the disk."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {str(path.relative_to(folder)): (path.stat().st_size, _crc(path)) for path in paths}
+    files = {path.relative_to(folder).as_posix(): (path.stat().st_size, _crc(path)) for path in paths}
     contents = folder / CONTENTS
     contents.write_text(json.dumps({"files": files, "state": state}, indent=1))
     for path in [*paths, contents, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
@@ -196,7 +228,11 @@ def _seal(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """From the system's memory to the disk; a folder too, where the system knows how."""
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

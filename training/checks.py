@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from training.config import TrainConfig
-from training.datasets.pictures import TooManyBadPictures
+from training.datasets.pictures import UnusableData
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +20,15 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     Args:
         kinds: of these errors; by default those that wrong settings, files and data sets raise.
     """
-    kinds = kinds or (ValueError, OSError, TooManyBadPictures)
+    kinds = kinds or (ValueError, OSError, UnusableData)
     try:
         yield
     except kinds as error:
-        raise SystemExit(f"error: {str(error).strip().splitlines()[-1]}") from error
+        told = str(error).strip()
+        line = told.splitlines()[-1]
+        if "Original Traceback" in told:  # of a worker of the loader, whose last line begins with the error's class
+            line = line.partition(": ")[2]
+        raise SystemExit(f"error: {line}") from error
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -42,6 +46,12 @@ def check_settings(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")
+    for name in ("adam_weight_decay", "noise_offset", "copied_stream_weight"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
     shares = {
         name: getattr(config, name)
         for name in ("conditioning_dropout_prob", "last_timestep_share", "lr_cooldown", "ema_decay")
@@ -63,6 +73,13 @@ def check_settings(config: TrainConfig) -> None:
         _check_new_model(config)
     _check_combinations(config)
     _check_packages(config)
+    try:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        (config.output_dir / ".writable").touch()
+        (config.output_dir / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {config.output_dir} cannot be written: {error.strerror}; give another") from None
+    _warn_of_what_does_nothing(config)
 
 
 def _check_new_model(config: TrainConfig) -> None:
@@ -85,6 +102,8 @@ def _check_new_model(config: TrainConfig) -> None:
 
 
 def _check_combinations(config: TrainConfig) -> None:
+    if config.optimizer == "muon" and config.mixed_precision == "fp16":
+        raise ValueError("mixed_precision fp16 scales the gradients for one optimizer, muon has two: give bf16 or no")
     if config.snr_gamma is not None and config.last_timestep_share > 0:
         raise ValueError(
             "snr_gamma gives the last timestep next to no weight, last_timestep_share asks for more of it: drop one"
@@ -102,6 +121,27 @@ def _check_combinations(config: TrainConfig) -> None:
         )
     if config.mixed_precision == "fp16" and (config.cpu or not torch.cuda.is_available()):
         raise ValueError("mixed_precision fp16 needs a GPU: give bf16 or no")
+
+
+def _warn_of_what_does_nothing(config: TrainConfig) -> None:
+    """Settings that another one makes meaningless: no errors, as a preset may have one, the command line the other."""
+    pretrained = config.pretrained_model_name_or_path is not None
+    needs = {
+        "lora_alpha": ("rank", config.rank is not None),
+        "lora_layers": ("rank", config.rank is not None),
+        "lr_power": ("lr_scheduler polynomial", config.lr_scheduler == "polynomial"),
+        "lr_num_cycles": ("lr_scheduler cosine_with_restarts", config.lr_scheduler == "cosine_with_restarts"),
+        "lr_cooldown": ("lr_scheduler cooldown", config.lr_scheduler == "cooldown"),
+        "lr_warmup_steps": ("another lr_scheduler than constant", config.lr_scheduler != "constant"),
+        "adam_learning_rate": ("optimizer muon", config.optimizer == "muon"),
+        "ema_decay": ("use_ema", config.use_ema),
+        "model": ("no pretrained_model_name_or_path", not pretrained),
+        "autoencoder": ("no pretrained_model_name_or_path", not pretrained),
+    }
+    usual = TrainConfig()
+    for name, (needed, given) in needs.items():
+        if not given and getattr(config, name) != getattr(usual, name):
+            logger.warning("%s is set, but does nothing without %s", name, needed)
 
 
 def _check_packages(config: TrainConfig) -> None:

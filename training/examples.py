@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.config import DataConfig
-from training.datasets.scenes import KINDS, Scenes, SpriteLibrary
+from training.datasets.scenes import KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
 
 FOLDER = Path(__file__).parent.parent / "workflows" / "inputs"
 # name of the picture -> index of the held-out scene
@@ -19,7 +18,7 @@ EXAMPLES = {"unigs_entity": 508, "unigs_referring": 538, "unigs_inpainting": 524
 
 def main() -> None:
     """Write `<name>.png` and, in `truth/`, its label map (0 = background, k = k-th noun) and nouns."""
-    scenes = Scenes(SpriteLibrary(DataConfig().sprites, KINDS), 128, "heldout")
+    scenes = Scenes(SpriteLibrary(SPRITE_FOLDER, KINDS), 128, "heldout")
     (FOLDER / "truth").mkdir(parents=True, exist_ok=True)
     nouns = {}
     for name, index in EXAMPLES.items():

@@ -5,6 +5,7 @@ import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from training.checkpoints import SHARDED
 from training.config import TrainConfig
 from training.logs import Journal
-from training.model import JointModel
+from training.model import JointModel, add_adapters
 from training.sources import SourceConfig
+from training.start import open_pretrained
+from unigs.components import share_like_other_files
 from unigs.pipeline import UniGSPipeline
 
 LICENCES = {
@@ -37,7 +40,8 @@ def export(
     seconds: float,
     journal: Journal,
 ) -> None:
-    """Write `<output_dir>/pipeline`; of LoRA, whose adapters are merged there, also `pytorch_lora_weights.safetensors`.
+    """Write `<output_dir>/pipeline`, with adapters merged; if only adapters were trained, also them alone, as
+    `pytorch_lora_weights.safetensors`.
 
     All processes call this; afterwards the pipeline is good for nothing but inference.
 
@@ -55,14 +59,33 @@ def export(
         pipeline.unet = UNet2DConditionModel.from_config(pipeline.unet.config)
         wholes = JointModel(pipeline.unet, None if config.pretrained_model_name_or_path else pipeline.text_encoder)
         wholes.load_state_dict(weights)
-    if config.rank is not None:
-        from peft import get_peft_model_state_dict
-
-        pipeline.unet.to(torch.float32)
-        UniGSPipeline.save_lora_weights(out, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
-        pipeline.unet.fuse_lora()
-        pipeline.unet.unload_lora()
+    if config.pretrained_model_name_or_path is not None:
+        # what was frozen may have been trained with in half precision: it is taken from where it came from
+        start = open_pretrained(config, config.pretrained_model_name_or_path)
+        pipeline.vae, pipeline.text_encoder = start.vae, start.text_encoder
+        if config.rank is not None:
+            pipeline.unet = merge_adapters(start.unet, pipeline.unet, config, out)
     save_pipeline(pipeline, model_card(pipeline, config, accelerator, examples, seconds, journal), out / "pipeline")
+
+
+def merge_adapters(
+    start: UNet2DConditionModel, trained: UNet2DConditionModel, config: TrainConfig, out: Path
+) -> UNet2DConditionModel:
+    """The UNet that the training started from, with what it learnt; adapters that need nothing else are written too."""
+    from peft import get_peft_model_state_dict
+
+    add_adapters(start, config, config.rank or 0)
+    values = {name: value for name, value in trained.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        for name, value in start.named_parameters():
+            if name in values:
+                value.copy_(values[name])
+    if all("lora" in name for name in values):
+        layers: dict[str, Any] = get_peft_model_state_dict(start)
+        UniGSPipeline.save_lora_weights(out, unet_lora_layers=layers)
+    start.fuse_lora()
+    start.unload_lora()
+    return start
 
 
 def save_pipeline(pipeline: UniGSPipeline, card: str, folder: Path) -> None:
@@ -81,6 +104,7 @@ def save_pipeline(pipeline: UniGSPipeline, card: str, folder: Path) -> None:
         tensors = load_file(path)
         halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
         save_file(halves, path, metadata={"format": "pt"})
+        share_like_other_files(path)
     (scratch / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)

@@ -8,7 +8,7 @@ import numpy as np
 
 from training.datasets import Record
 from training.datasets.mixture import Mixture
-from training.datasets.pictures import BadPicture, BadPictures
+from training.datasets.pictures import BadPicture, BadPictures, UnusableData
 from training.datasets.scenes import Scenes
 from training.geometry import Geometry, View, nearest_bucket, whole_view
 from unigs.coarse_mask import coarse_mask_of_masks
@@ -165,7 +165,7 @@ class JointExamples:
         return nearest_bucket(height, width, self.buckets)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises TooManyBadPictures, and ValueError if record after record shows nothing to learn from."""
+        """Raises UnusableData if too many pictures are bad, or record after record shows nothing to learn from."""
         task, dataset, first = self.mixture.draw(index)
         geometry = self.geometry
         if geometry is not None and self.buckets:
@@ -190,7 +190,7 @@ class JointExamples:
             else:
                 self.bad_pictures.count_good()
                 return example
-        raise ValueError(
+        raise UnusableData(
             f"{MAX_SKIPPED} records of {type(dataset).__name__} in a row, from {first}, have nothing for {task.value}: "
             "lower min_pixels or min_share, or leave the data set out of this task"
         )

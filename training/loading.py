@@ -179,16 +179,17 @@ class BatchPlan(Sampler[list[int]]):
         waiting: dict[int, list[int]] = {}
         for other in self._states[number]["waiting"]:
             waiting.setdefault(self.bucket(other), []).append(other)
+        size = self.batch_size * self.processes
         while True:
-            bucket = self.bucket(index)
-            filled = waiting.setdefault(bucket, [])
-            filled.append(index)
-            index += 1
-            if len(filled) == self.batch_size * self.processes:
-                del waiting[bucket]
-                number += 1
-                self._states[number] = {"next": index, "waiting": sorted(sum(waiting.values(), []))}
-                yield filled[self.batch_size * self.process : self.batch_size * (self.process + 1)]
+            filled = next((examples for examples in waiting.values() if len(examples) >= size), None)
+            if filled is None:
+                waiting.setdefault(self.bucket(index), []).append(index)
+                index += 1
+                continue
+            batch, filled[:size] = filled[:size], []
+            number += 1
+            self._states[number] = {"next": index, "waiting": sorted(sum(waiting.values(), []))}
+            yield batch[self.batch_size * self.process : self.batch_size * (self.process + 1)]
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """What a plan that goes on after so many batches of this one needs; those before are forgotten."""

@@ -1,6 +1,8 @@
 """What a run tells while it goes: means since the last line, in `metrics.jsonl` and in the trackers."""
 
 import json
+import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -13,6 +15,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from unigs.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 class Meter:
@@ -30,7 +34,12 @@ class Meter:
             self.sums += torch.tensor(sums, device=accelerator.device)
 
     def add_batch(self, loss: Tensor, errors: Tensor, task: Tensor) -> None:
-        """The loss of a batch, and of its examples the errors (B, 2) and tasks (B,)."""
+        """The loss of a batch, and of its examples the errors (B, 2) and tasks (B,).
+
+        A batch that overflowed in fp16, and is skipped, does not count.
+        """
+        if self.accelerator.scaler is not None and not loss.isfinite():
+            return
         self.sums[0] += loss.detach() * len(task)
         self.sums[1] += len(task)
         of_task = (task[None] == torch.arange(len(Task), device=task.device)[:, None]).float()  # (tasks, B)
@@ -55,7 +64,7 @@ class Meter:
         loss, examples, norm, updates, *of_tasks = self.total()
         if begin_anew:
             self.sums.zero_()
-        values = {"loss": loss / max(1, examples), "grad_norm": norm / max(1, updates)}
+        values = {"loss": loss / examples if examples else math.nan, "grad_norm": norm / max(1, updates)}
         for task in Task:
             count, picture, colormap = of_tasks[3 * task.spec.id : 3 * task.spec.id + 3]
             if count:
@@ -88,8 +97,11 @@ class Journal:
     def write(self, step: int, values: dict[str, float], end: bool) -> None:
         if not self.enabled:
             return
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values, **({"end": True} if end else {})}) + "\n")
+        try:
+            with self.file.open("a") as file:
+                file.write(json.dumps({"step": step, **values, **({"end": True} if end else {})}) + "\n")
+        except OSError as error:
+            logger.warning("a line is missing in %s: %s", self.file, error)
 
     def validations(self) -> dict[str, float]:
         """The last measures of the validation grids."""

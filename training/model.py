@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.config import ModelConfig
+from training.config import ModelConfig, TrainConfig
 from training.datasets.scenes import HELD_OUT_KINDS, PLACES
 from training.joint import plural
+from unigs.conditions import LATENT_CHANNELS
 from unigs.tasks import TASKS, Task
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -126,6 +128,29 @@ def prompt_words(nouns: Iterable[str], scenes: bool) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", " ".join(words))
 
 
+def add_adapters(unet: UNet2DConditionModel, config: TrainConfig, rank: int) -> None:
+    """LoRA in the layers that are named, and all else frozen; but what widening added, and nobody has trained yet, is
+    trained itself: there is nothing to adapt."""
+    from peft import LoraConfig
+
+    for layer in config.lora_layers:
+        if not any(name.endswith(f".{layer}") for name, _ in unet.named_modules()):
+            raise ValueError(f"lora_layers: no layer of the UNet is called {layer!r}; usual are to_q, to_k, to_v")
+    fresh = not unet.get_parameter("conv_out.weight")[LATENT_CHANNELS:].any()
+    new = ("conv_in.", "conv_out.", "class_embedding.") if fresh else ()
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank if config.lora_alpha is None else config.lora_alpha,  # pyright: ignore[reportArgumentType]
+            target_modules=list(config.lora_layers),
+            init_lora_weights="gaussian",
+        )
+    )
+    for name, value in unet.named_parameters():
+        value.requires_grad_(value.requires_grad or name.startswith(new))
+
+
 class JointModel(nn.Module):
     """What is trained, as one module for accelerate to wrap: the UNet, and the text encoder unless it is frozen."""
 
@@ -137,6 +162,8 @@ class JointModel(nn.Module):
         """(B, 13, h, w), (B,), tokens (B, L) or, if the text encoder is frozen, embeddings (B, L, C), (B,) -> what the
         scheduler's prediction type asks for, (B, 8, h, w)."""
         words = text if self.text_encoder is None else self.text_encoder(text).last_hidden_state
+        if not torch.is_autocast_enabled(inputs.device.type):  # DeepSpeed keeps the weights in half precision
+            inputs, words = inputs.to(self.unet.dtype), words.to(self.unet.dtype)
         labels = task if self.unet.config["num_class_embeds"] else None
         return self.unet(inputs, timesteps, words, class_labels=labels).sample
 

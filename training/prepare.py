@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = load_prepare_config(argv)
         folder, processes, process = check_prepare_settings(config)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
         device = torch.device("cpu")
         if torch.cuda.is_available() and not config.cpu:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

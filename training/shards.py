@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from training.config import TrainConfig
+from training.datasets.pictures import UnusableData
 from training.datasets.scenes import Scenes
 from training.joint import JointExamples
 from training.latents import Batch, token_numbers
@@ -367,7 +368,7 @@ class ShardedExamples:
     def tensors(self, index: int) -> Batch:
         """What `encode_batch` makes of one example, in float32, and `text` (L, C) or `input_ids` (L,).
 
-        Raises ValueError if the shard is damaged.
+        Raises UnusableData if the shard is damaged.
         """
         facts, stored = self.sample(index)
         task = Task(facts["task"])
@@ -400,7 +401,7 @@ class ShardedExamples:
                 raise ValueError(f"example {facts['index']} lies where {number} should")
             return facts, safetensors.torch.load(content[tensors_begin - begin :])
         except (ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(f"{path} is damaged ({error}): run training.prepare again with --verify") from None
+            raise UnusableData(f"{path} is damaged ({error}): run training.prepare again with --verify") from None
 
     def number(self, index: int) -> int:
         """Which of the prepared examples comes at `index`."""

@@ -10,6 +10,7 @@ from training.datasets.coco import CocoInstances, CocoPanoptic
 from training.datasets.entityseg import EntitySeg
 from training.datasets.mixture import Source
 from training.datasets.openimages import OpenImages
+from training.datasets.pictures import BadPicture
 from training.datasets.refcoco import RefCoco, evaluation_image_ids
 from training.datasets.scenes import HELD_OUT_KINDS, KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
 from unigs.tasks import Task
@@ -25,6 +26,9 @@ SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "openimages": (("annotations", "pictures", "masks", "classes"), ("boxes", "rotation", "split")),
     "refcoco": (("annotations", "pictures"), ("instances", "split", "exclude")),
 }
+
+
+FIRST = 3  # pictures to read before a run begins
 
 
 @dataclass
@@ -115,8 +119,24 @@ def open_sources(configs: Mapping[str, SourceConfig], resolution: int, tasks: tu
 
     Raises ValueError or FileNotFoundError as `open_source`.
     """
-    return [
-        Source(open_source(name, config, resolution), tuple(config.tasks), config.weight)
+    sources = [
+        Source(open_source(name, config, resolution), tuple(config.tasks), config.weight, name)
         for name, config in configs.items()
         if set(config.tasks) & set(tasks)
     ]
+    for source in sources:
+        _read_one(source)
+    return sources
+
+
+def _read_one(source: Source) -> None:
+    """Raises ValueError if none of the first pictures, and their masks, can be read: a folder must be the wrong one."""
+    problem = None
+    for index in range(min(FIRST, len(source.dataset))):
+        try:
+            _ = source.dataset[index].image
+            return
+        except BadPicture as error:
+            problem = error
+    if problem is not None:
+        raise ValueError(f"data set {source.name!r}: none of its first {FIRST} pictures can be read: {problem}")

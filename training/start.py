@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def start_pipeline(config: TrainConfig, mixture: Mixture, device: torch.device) 
     if config.pretrained_model_name_or_path is None:
         pipeline = _from_nothing(config, mixture, device)
     else:
-        pipeline = _from_checkpoint(config, config.pretrained_model_name_or_path)
+        pipeline = open_pretrained(config, config.pretrained_model_name_or_path)
     changes = {
         "prediction_type": config.prediction_type,
         "rescale_betas_zero_snr": config.rescale_betas_zero_snr,
@@ -83,7 +84,8 @@ def palette_of(config: TrainConfig) -> LocationAwarePalette:
     return own
 
 
-def _from_checkpoint(config: TrainConfig, path: Path) -> UniGSPipeline:
+def open_pretrained(config: TrainConfig, path: Path) -> UniGSPipeline:
+    """An inpainting model, widened, or a UniGS; its weights are no views of the file. Raises ValueError."""
     kind = open_checkpoint(path).kind
     pipeline = (UniGSPipeline.from_pretrained if kind is Kind.UNIGS else UniGSPipeline.from_inpainting)(path)
     if pipeline.text_encoder_2 is not None:
@@ -102,12 +104,28 @@ def _from_checkpoint(config: TrainConfig, path: Path) -> UniGSPipeline:
 
 def _from_nothing(config: TrainConfig, mixture: Mixture, device: torch.device) -> UniGSPipeline:
     out, palette = config.output_dir, palette_of(config)
-    if not (out / "vae" / "config.json").is_file():
+    made_from = {
+        "autoencoder": asdict(config.autoencoder),
+        "palette": palette.to_config(),
+        "resolution": config.resolution,
+        "seed": config.seed,
+    }
+    made_from = json.loads(json.dumps(made_from))
+    told = out / "vae" / "training.json"
+    if told.is_file():
+        before = json.loads(told.read_text())
+        if changed := [name for name in made_from if before.get(name) != made_from[name]]:
+            raise ValueError(
+                f"{told.parent} was trained with another {', '.join(changed)}: give another output_dir, or remove it"
+            )
+    else:
         vae = train_autoencoder(
             config.autoencoder, mixture, palette, config.resolution, device, config.dataloader_num_workers, config.seed
         )
-        vae.save_pretrained(out / ".vae")  # config.json would be there before the weights
-        (out / ".vae").rename(out / "vae")
+        shutil.rmtree(out / "vae", ignore_errors=True)
+        vae.save_pretrained(out / ".vae")
+        (out / ".vae" / "training.json").write_text(json.dumps(made_from, indent=2))
+        (out / ".vae").rename(out / "vae")  # whole, or not there
     nouns = sorted({noun for source in mixture.sources for noun in source.dataset.nouns})
     has_scenes = any(isinstance(source.dataset, Scenes) for source in mixture.sources)
     tokenizer: CLIPTokenizer = build_tokenizer(out / "tokenizer", prompt_words(nouns, has_scenes), config.model)

@@ -23,32 +23,33 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.training_utils import EMAModel, cast_training_params
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
 from training.checkpoints import (
     SHARDED,
     find_checkpoint,
     load_averages,
-    read_state,
     save_checkpoint,
     save_trained_weights_only,
+    set_aside,
     write_state,
 )
 from training.checks import check_settings, one_line_errors
 from training.config import TrainConfig, load_config
-from training.datasets.pictures import TooManyBadPictures
+from training.datasets.pictures import UnusableData
 from training.export import export
 from training.joint import Example
 from training.latents import Batch, encode_batch
 from training.loading import BatchPlan, TrainingData, example_source, open_mixture, stack
 from training.logs import Journal, Meter, Speed
-from training.model import JointModel
+from training.model import JointModel, add_adapters
 from training.objective import add_noise, loss_weights, squared_errors
 from training.optimizers import build_optimizers, learning_rate_schedule
 from training.start import describe, start_pipeline
-from training.validation import validation_examples, validation_grid
+from training.validation import is_out_of_memory, validation_examples, validation_grid
 from unigs.conditions import LATENT_CHANNELS, unet_input
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
@@ -65,8 +66,8 @@ class NoLongerFinite(ArithmeticError):
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
 
-    # 1. Everything that can be wrong with the settings, the data and the model is found before the first step
-    with one_line_errors():
+    with one_line_errors():  # whatever is wrong with settings, data and model is found before the first step
+        # 1. Settings, data, and what to start from
         config = load_config(argv)
         check_settings(config)
         out = config.output_dir
@@ -82,45 +83,49 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger().setLevel(quiet)
         logging.getLogger("accelerate").setLevel(logging.WARNING)
         sharded = accelerator.distributed_type in SHARDED
-        check_sharding(config, accelerator)
+        check_launch(config, accelerator)
         set_seed(config.seed)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-        folder = find_checkpoint(out, config.resume_from_checkpoint)
-        state: dict[str, Any] = read_state(folder) if folder else {}
+        torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+        folder, state = find_checkpoint(accelerator, out, config.resume_from_checkpoint)
         mixture = open_mixture(config)
         grids = validation_examples(config) if config.validation_steps and accelerator.is_main_process else {}
         with accelerator.main_process_first():
             pipeline = start_pipeline(config, mixture, accelerator.device)
         source = example_source(config, pipeline, mixture)
 
-    # 2. Models, optimizers, learning rate
-    model = make_trainable(pipeline, config, accelerator)
-    global_batch = config.train_batch_size * accelerator.num_processes
-    examples = global_batch * config.gradient_accumulation_steps  # of an update
-    steps = config.max_train_steps or math.ceil(config.num_train_epochs * source.epoch_size / examples)
-    chosen = build_optimizers(model, config, examples)
-    schedule = learning_rate_schedule(config, steps)
-    if accelerator.state.deepspeed_plugin is not None:  # it asks a loader that accelerate prepared; there is none
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
-    model, *optimizers = accelerator.prepare(model, *(optimizer for optimizer, _ in chosen))
-    trained = [value for value in model.parameters() if value.requires_grad]
-    if not sharded:
-        save_trained_weights_only(accelerator)
+        # 2. Models, optimizers, learning rate
+        model = make_trainable(pipeline, config, accelerator)
+        global_batch = config.train_batch_size * accelerator.num_processes
+        examples = global_batch * config.gradient_accumulation_steps  # of an update
+        steps = config.max_train_steps or math.ceil(config.num_train_epochs * source.epoch_size / examples)
+        chosen = build_optimizers(model, config, examples)
+        schedule = learning_rate_schedule(config, steps)
+        if accelerator.state.deepspeed_plugin is not None:  # it asks a loader that accelerate prepared; there is none
+            accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
+                config.train_batch_size
+            )
+        model, *optimizers = accelerator.prepare(model, *(optimizer for optimizer, _ in chosen))
+        trained = [value for value in model.parameters() if value.requires_grad]
+        if not sharded:
+            save_trained_weights_only(accelerator)
 
-    # 3. Resume
-    step: int = state.get("step", 0)
-    if folder is not None:
-        accelerator.load_state(str(folder))
-        warn_of_changes(state["data"], settings_of_data(config, examples))
-        logger.info("resumed %s", folder)
-    ema = EMAModel(trained, decay=config.ema_decay, foreach=not sharded) if config.use_ema else None
-    if ema is not None and folder is not None:
-        load_averages(accelerator, folder, ema, state["averaged_updates"])
-    out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(out / "metrics.jsonl", step, step < steps, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        (out / "config.json").write_text(describe(config))
-    start_trackers(accelerator, config, step)
+        # 3. Resume
+        step: int = state.get("step", 0)
+        if folder is not None:
+            accelerator.load_state(str(folder))
+            accelerator.step = 0  # checkpoints lie between updates, however many batches make one now
+            warn_of_changes(state["data"], settings_of_data(config, examples))
+            logger.info("resumed %s", folder)
+        ema = EMAModel(trained, decay=config.ema_decay, foreach=not sharded) if config.use_ema else None
+        if ema is not None and folder is not None:
+            load_averages(accelerator, folder, ema, state["averaged_updates"])
+        out.mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            set_aside(out, step)
+        journal = Journal(out / "metrics.jsonl", step, step < steps, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            (out / "config.json").write_text(describe(config))
+        start_trackers(accelerator, config, step)
 
     # 4. Data
     plan = BatchPlan(
@@ -144,12 +149,14 @@ def main(argv: list[str] | None = None) -> None:
 
     # 5. Train
     meter, speed = Meter(accelerator, state.get("meter")), Speed()
-    batches, batches_done, saved_at = iter(loader), 0, step  # the step of the last checkpoint that was written
+    examples_done: int = state.get("examples", 0)
+    batches_done, saved_at = 0, step  # the step of the last checkpoint that was written
     started = time.monotonic() - state.get("seconds", 0.0)
 
     def save() -> bool:
         said = {
             "step": step,
+            "examples": examples_done,
             "plan": plan.state_after(batches_done),
             "meter": meter.total(),
             "averaged_updates": ema.optimization_step if ema is not None else 0,
@@ -160,7 +167,8 @@ def main(argv: list[str] | None = None) -> None:
         return save_checkpoint(accelerator, out / f"checkpoint-{step:06d}", said, write, config.checkpoints_total_limit)
 
     progress = tqdm(total=steps, initial=step, unit="step", disable=not accelerator.is_main_process)
-    with StopRequest(accelerator) as stop, one_line_errors(TooManyBadPictures, NoLongerFinite):
+    expected = one_line_errors(UnusableData, NoLongerFinite)
+    with expected, StopRequest(accelerator) as stop, endless(loader) as batches:
         while step < steps and not stop.everywhere():
             rate = schedule(step)
             for optimizer, (_, full_rate) in zip(optimizers, chosen, strict=True):
@@ -202,16 +210,18 @@ def main(argv: list[str] | None = None) -> None:
                         optimizer.zero_grad()
                 meter.add_batch(loss, errors, batch["task"])
                 speed.examples += global_batch
-            meter.add_update(norm)
-            if ema is not None:
-                ema.step(trained)
+            if not accelerator.optimizer_step_was_skipped:  # as fp16 does where its gradients overflow
+                meter.add_update(norm)
+                if ema is not None:
+                    ema.step(trained)
             step += 1
+            examples_done += examples
             progress.update()
 
             end = step % config.logging_steps != 0  # in the logs only because the run ends
             if step == steps or not end:
                 values = meter.means(begin_anew=not end)
-                values |= {"learning_rate": chosen[0][1] * rate, "epoch": step * examples / source.epoch_size}
+                values |= {"learning_rate": chosen[0][1] * rate, "epoch": examples_done / source.epoch_size}
                 if not math.isfinite(values["loss"]):
                     raise NoLongerFinite(
                         f"the loss is {values['loss']} at step {step}: lower learning_rate, or give bf16, not fp16"
@@ -227,35 +237,46 @@ def main(argv: list[str] | None = None) -> None:
                 accelerator.wait_for_everyone()
             if step % config.checkpointing_steps == 0 or step == steps:
                 saved_at = step if save() else saved_at
-    del batches
+        if saved_at < step and not save():
+            raise SystemExit(
+                f"error: step {step} is lost, the run will go on from step {saved_at}: make room on the disk"
+            )
     progress.close()
 
     # 6. The end, or a stop
-    if saved_at < step and not save():
-        raise SystemExit(f"error: step {step} is lost, the run will go on from step {saved_at}: make room on the disk")
     if step < steps:
         logger.info("stopped at step %d of %d: the same command goes on from there", step, steps)
     else:
         with averaged(ema, trained):
-            export(accelerator, pipeline, model, config, step * examples, time.monotonic() - started, journal)
+            export(accelerator, pipeline, model, config, examples_done, time.monotonic() - started, journal)
         logger.info("done: %s", out / "pipeline")
     accelerator.end_training()
 
 
-def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Raises ValueError for what is not possible where no process has the whole model."""
+def check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Raises ValueError for what the way in which accelerate was launched does not allow."""
+    accumulation, plugin = accelerator.gradient_accumulation_steps, accelerator.state.deepspeed_plugin
+    if accumulation != config.gradient_accumulation_steps:
+        raise ValueError(
+            f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, accelerate was launched with "
+            f"{accumulation}: give both the same"
+        )
     if accelerator.distributed_type not in SHARDED:
         return
     name = accelerator.distributed_type.value
+    if plugin is not None and plugin.deepspeed_config.get("gradient_clipping") != config.max_grad_norm:
+        clipping = plugin.deepspeed_config.get("gradient_clipping")
+        raise ValueError(
+            f"max_grad_norm is {config.max_grad_norm}, DeepSpeed's gradient_clipping {clipping}: give both"
+        )
+    if plugin is not None and config.use_ema:
+        raise ValueError("use_ema is not supported under DeepSpeed: leave it out (--no-use-ema), or use FSDP")
     if config.optimizer == "muon":
         raise ValueError(f"optimizer muon needs whole matrices, {name} divides them: give adamw")
     if config.rank is not None:
         raise ValueError(
             f"rank: LoRA is not supported under {name}, which it does not need: use plain data parallelism"
         )
-    plugin = accelerator.state.deepspeed_plugin
-    if config.use_ema and plugin is not None and plugin.zero_stage == 3:
-        raise ValueError("use_ema is not supported under DeepSpeed's ZeRO 3: give ZeRO 2, or leave it out")
     if config.validation_steps:
         logger.warning("no validation grids under %s: measure the exported model with training.evaluate", name)
 
@@ -271,21 +292,8 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
     if not from_nothing:
         text_encoder.requires_grad_(False).eval().to(device, precision)
     if config.rank is not None:
-        from peft import LoraConfig
-
-        # what widening has added is not there to be adapted: it is trained itself, if nobody has trained it yet
-        new = [name for name, value in unet.named_parameters() if is_untrained(unet, name, value)]
-        unet.requires_grad_(False).to(precision)
-        alpha = config.rank if config.lora_alpha is None else config.lora_alpha
-        adapter = LoraConfig(
-            r=config.rank,
-            lora_alpha=alpha,
-            target_modules=list(config.lora_layers),
-            init_lora_weights="gaussian",
-        )
-        unet.add_adapter(adapter)
-        for name, value in unet.named_parameters():
-            value.requires_grad_(value.requires_grad or name in new)
+        unet.to(precision)
+        add_adapters(unet, config, config.rank)
         cast_training_params(unet, torch.float32)
     else:
         unet.requires_grad_(True)
@@ -297,12 +305,6 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
         unet.to(memory_format=torch.channels_last)
     model = JointModel(unet, text_encoder.requires_grad_(True) if from_nothing else None)
     return model.to(device).train()
-
-
-def is_untrained(unet: nn.Module, name: str, value: Tensor) -> bool:
-    """Whether it is in the first or last layer, or the task embedding, and what widening made there is still zero."""
-    fresh = not unet.get_parameter("conv_out.weight")[LATENT_CHANNELS:].any()
-    return fresh and name.startswith(("conv_in.", "conv_out.", "class_embedding."))
 
 
 def collate(vae: AutoencoderKL | AutoencoderTiny | None, items: list[Batch]) -> Batch:
@@ -324,6 +326,17 @@ def to_latents(batch: Batch, pipeline: UniGSPipeline, device: torch.device) -> B
             with torch.no_grad():
                 batch["text"] = pipeline.text_encoder(tokens).last_hidden_state
     return {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+@contextmanager
+def endless(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """The loader's batches. Its workers end with it, also after an error, for they do not listen to signals."""
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
 
 
 def ignore_signals(worker: int) -> None:
@@ -351,8 +364,8 @@ class StopRequest:
     def _ask(self, number: int, _: object) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        logger.info("%s: saving after this step, then stopping", signal.Signals(number).name)
         self.asked = True
+        logger.info("%s: saving after this step, then stopping", signal.Signals(number).name)
 
     def everywhere(self) -> bool:
         """Whether any process was asked; all of them call this."""
@@ -384,18 +397,24 @@ def validate(
     step: int,
     journal: Journal,
 ) -> None:
-    """Write `validation-<step>.png` and the measures of each task. Too little memory costs the grid, not the run."""
+    """Write `validation-<step>.png` and the measures of each task. Too little memory, or room on the disk, costs the
+    grid, not the run."""
     pipeline.unet.eval()
     pipeline.text_encoder.eval()
     try:
         grid, measures = validation_grid(pipeline, grids, seed=config.seed)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         logger.warning("no validation grid at step %d: not enough memory for a single picture", step)
         return
     finally:
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-    grid.save(config.output_dir / f"validation-{step:06d}.png")
+    try:
+        grid.save(config.output_dir / f"validation-{step:06d}.png")
+    except OSError as error:
+        logger.warning("no validation grid at step %d: %s", step, error)
     measures = {f"validation/{name}": value for name, value in measures.items()}
     journal.write(step, measures, end=step % config.validation_steps != 0)
     accelerator.log(measures, step)
@@ -405,13 +424,14 @@ def validate(
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
-    """TensorBoard or Weights & Biases; what they were told of steps after `step` is taken back."""
+    """TensorBoard, which forgets what it was told of steps after `step`; or Weights & Biases, which keeps that, and
+    takes no notice of what it is told of them again."""
     if config.report_to == "wandb":
         name = config.output_dir / "wandb-id"
         if accelerator.is_main_process and not name.is_file():
             name.write_text(uuid.uuid4().hex)
         options = {"resume": "allow", "id": name.read_text() if accelerator.is_main_process else ""}
-        accelerator.init_trackers(config.tracker_project_name, init_kwargs={"wandb": options})
+        accelerator.init_trackers(config.tracker_project_name, json.loads(describe(config)), {"wandb": options})
     elif config.report_to == "tensorboard":
         accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 

@@ -85,6 +85,12 @@ def validation_grid(
     return Image.fromarray((pixels * 255).round().byte().numpy()), measures
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Also of the libraries on a GPU, which have no error of their own for it."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "ALLOC_FAILED" in told
+
+
 def _run(
     pipeline: UniGSPipeline,
     task: Task,
@@ -112,8 +118,8 @@ def _run(
                 generator=[torch.Generator().manual_seed(seed + i) for i in range(len(image))[batch]],
                 output_type="pt",
             )
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
+        except RuntimeError as error:
+            if batch_size == 1 or not is_out_of_memory(error):
                 raise
             batch_size = (batch_size + 1) // 2
             logger.warning("not enough memory: validating %d pictures at a time", batch_size)

@@ -14,6 +14,7 @@ from training.checkpoints import (
     load_averages,
     read_state,
     save_checkpoint,
+    set_aside,
     write_state,
 )
 
@@ -21,6 +22,12 @@ from training.checkpoints import (
 @pytest.fixture(scope="module")
 def accelerator():
     return Accelerator(cpu=True)
+
+
+def find(folder, wanted):
+    found, state = find_checkpoint(Accelerator(cpu=True), folder, wanted)
+    assert found is None or state == read_state(found)
+    return found
 
 
 def write(folder):
@@ -41,10 +48,10 @@ def test_written_read_and_rotated(accelerator, tmp_path):
         "checkpoint-000100",
         "checkpoint-1000000",
     ]
-    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-1000000"
+    assert find(tmp_path, "latest") == tmp_path / "checkpoint-1000000"
     assert read_state(tmp_path / "checkpoint-000010") == {"step": 10, "loss": 0.1 + 0.2}
-    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-000010")) == tmp_path / "checkpoint-000010"
-    assert find_checkpoint(tmp_path, None) is None and find_checkpoint(tmp_path / "new", "latest") is None
+    assert find(tmp_path, str(tmp_path / "checkpoint-000010")) == tmp_path / "checkpoint-000010"
+    assert find(tmp_path, None) is None and find(tmp_path / "new", "latest") is None
     assert save(accelerator, tmp_path, 100) and len(checkpoints(tmp_path)) == 3  # written over
 
 
@@ -63,13 +70,13 @@ def test_a_damaged_one_is_found_and_the_one_before_it_taken(accelerator, tmp_pat
     save(accelerator, tmp_path, 1), save(accelerator, tmp_path, 2)
     damage(tmp_path / "checkpoint-000002")
     with caplog.at_level(logging.WARNING):
-        assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-000001"
+        assert find(tmp_path, "latest") == tmp_path / "checkpoint-000001"
     assert "checkpoint-000002 is damaged" in caplog.text and "taking the one before it" in caplog.text
     with pytest.raises((DamagedCheckpoint, FileNotFoundError), match="checkpoint-000002 is "):
-        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-000002"))
+        find(tmp_path, str(tmp_path / "checkpoint-000002"))
     shutil.rmtree(tmp_path / "checkpoint-000001")
     with pytest.raises(DamagedCheckpoint, match="every checkpoint of .* is damaged, the newest: .*to start anew"):
-        find_checkpoint(tmp_path, "latest")
+        find(tmp_path, "latest")
 
 
 def test_what_was_cut_off_is_no_checkpoint(accelerator, tmp_path):
@@ -77,7 +84,7 @@ def test_what_was_cut_off_is_no_checkpoint(accelerator, tmp_path):
     shutil.copytree(tmp_path / "checkpoint-000001", tmp_path / ".checkpoint-000002")
     (tmp_path / "checkpoint-old").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000001"]
-    assert save(accelerator, tmp_path, 2) and not (tmp_path / ".checkpoint-000002").exists()
+    assert save(accelerator, tmp_path, 2) and not list(tmp_path.glob(".checkpoint*"))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64")])
@@ -97,7 +104,20 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="resume_from_checkpoint: nowhere is not a checkpoint; expected a check"
     ):
-        find_checkpoint(tmp_path, "nowhere")
+        find(tmp_path, "nowhere")
+
+
+def test_going_back_sets_later_ones_aside(accelerator, tmp_path, caplog):
+    for step in (1, 2, 3):
+        save(accelerator, tmp_path, step)
+    set_aside(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("abandoned-checkpoint-000002", "abandoned-checkpoint-000003", "checkpoint-000001"),
+    ]
+    assert "checkpoint-000003 is of a run that is not gone on with" in caplog.text
+    assert save(accelerator, tmp_path, 2, limit=1)
+    assert find(tmp_path, "latest") == tmp_path / "checkpoint-000002"
+    assert read_state(tmp_path / "abandoned-checkpoint-000003")["step"] == 3
 
 
 def test_averages(accelerator, tmp_path, caplog):

@@ -46,6 +46,13 @@ def test_nothing_is_repeated_or_left_out(batch, processes, buckets, count, stopp
     assert done + take(BatchPlan(bucket, batch * processes, state=first.state_after(stopped)), count - stopped) == alone
 
 
+def test_a_smaller_batch_takes_what_waits_for_a_larger_one():
+    state = {"next": 10, "waiting": [0, 2, 4, 6, 8, 1]}
+    batches = take(BatchPlan(lambda index: index % 2, 2, state=state), 8)
+    assert batches[:2] == [[0, 2], [4, 6]]
+    assert sorted(sum(batches, []))[:8] == [0, 1, 2, 4, 6, 8, 10, 11]
+
+
 @pytest.fixture(scope="module")
 def pixels(scenes):
     examples = JointExamples(Mixture([Source(scenes)]), LocationAwarePalette(5), geometry=Geometry((64, 64)))

@@ -141,7 +141,7 @@ def test_a_resumed_run_ends_as_if_it_had_never_been_stopped(run, settings, tmp_p
 
 
 def test_a_run_that_is_made_longer_is_one_that_was_long_from_the_start(run, settings, tmp_path):
-    constant = [*settings, "--lr-scheduler", "constant"]
+    constant = [*settings, "--lr-scheduler", "constant_with_warmup"]
     straight, longer = begin(run, tmp_path / "straight"), begin(run, tmp_path / "longer")
     train_joint.main([*constant, "--output-dir", str(straight)])
     train_joint.main([*constant, "--output-dir", str(longer), "--max-train-steps", "3"])
@@ -305,14 +305,20 @@ def test_lora(from_inpainting, inpainting_model, tmp_path):
     assert not torch.allclose(pipe.unet.get_parameter(name), before.unet.get_parameter(name), atol=1e-4)
     other = "down_blocks.0.resnets.0.conv1.weight"
     assert torch.allclose(pipe.unet.get_parameter(other), before.unet.get_parameter(other), atol=1e-3)
-    assert all("unet." in key for key in load_file(out / "pytorch_lora_weights.safetensors"))
+    assert not (out / "pytorch_lora_weights.safetensors").exists()  # alone they would fit no model
     assert "LoRA of rank 4, merged" in (out / "pipeline" / "README.md").read_text()
 
     # an adapter of a UniGS adapts nothing but attention
     more = tmp_path / "more"
     settings = [*from_inpainting, "--output-dir", str(more), "--rank", "2", "--max-train-steps", "3"]
     train_joint.main([*settings, "--pretrained-model-name-or-path", str(out / "pipeline")])
-    assert all("lora" in name for name in load_file(more / "checkpoint-000003" / "model.safetensors"))
+    assert all("lora" in key for key in load_file(more / "checkpoint-000003" / "model.safetensors"))
+    alone = UniGSPipeline.from_pretrained(out / "pipeline")
+    alone.load_lora_weights(more)
+    alone.fuse_lora()
+    alone.unload_lora_weights()
+    merged = UniGSPipeline.from_pretrained(more / "pipeline")
+    assert torch.allclose(alone.unet.get_parameter(name), merged.unet.get_parameter(name), atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +342,61 @@ def test_options(from_inpainting, tmp_path, more):
     assert scheduler["rescale_betas_zero_snr"] == ("--rescale-betas-zero-snr" in more)
     if "--tasks" in more:
         assert "colormap/entity" in line and "colormap/synthesis" not in line
+
+
+def test_what_is_frozen_leaves_the_run_as_it_came(from_inpainting, inpainting_model, tmp_path):
+    train_joint.main([*from_inpainting, "--output-dir", str(tmp_path), "--mixed-precision", "bf16", "--rank", "2",
+        "--max-train-steps", "1", "--validation-steps", "0"])  # fmt: skip
+    pipe, before = UniGSPipeline.from_pretrained(tmp_path / "pipeline"), UniGSPipeline.from_inpainting(inpainting_model)
+    for part in ("vae", "text_encoder"):
+        weights, original = getattr(pipe, part).state_dict(), getattr(before, part).state_dict()
+        assert all(torch.equal(weights[name], original[name].half().float()) for name in original)
+    name = "mid_block.resnets.0.conv1.weight"  # frozen, and without an adapter
+    assert torch.equal(pipe.unet.get_parameter(name), before.unet.get_parameter(name).half().float())
+
+
+def test_other_batches_after_a_stop(from_inpainting, tmp_path, caplog):
+    """They go on with the next example, whatever makes an update now."""
+    settings = [*from_inpainting, "--output-dir", str(tmp_path), "--validation-steps", "0"]
+    train_joint.main([*settings, "--max-train-steps", "3"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_joint.main([*settings, "--train-batch-size", "2", "--gradient-accumulation-steps", "4"])
+    state = read_state(tmp_path / "checkpoint-000006")
+    assert state["plan"]["next"] == state["examples"] == 3 * 4 + 3 * 8
+    assert "resumed with another examples of an update" in caplog.text
+
+
+def test_an_autoencoder_of_other_settings_is_not_taken(run, settings, tmp_path):
+    out = begin(run, tmp_path / "other")
+    with pytest.raises(
+        SystemExit, match="vae was trained with another autoencoder: give another"
+    ):
+        train_joint.main([*settings, "--output-dir", str(out), "--autoencoder.channels", "16"])
+
+
+def test_data_that_ends_a_run_ends_its_workers_too(inpainting_model, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    document = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    for number in range(20):
+        name = f"{number}.png"
+        Image.fromarray(picture).save(tmp_path / name)
+        if number > 2:
+            (tmp_path / name).write_bytes(b"damaged")
+        document["images"].append({"id": number, "file_name": name, "height": 48, "width": 48})
+        box = [[4, 4, 40, 4, 40, 40, 4, 40]]
+        document["annotations"].append({"id": number, "image_id": number, "category_id": 1, "segmentation": box})
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    coco = {"type": "coco_instances", "annotations": tmp_path / "instances.json", "pictures": tmp_path}
+    (tmp_path / "run.toml").write_text("".join(["[data.sources.dogs]\n", *(f'{k} = "{v}"\n' for k, v in coco.items())]))
+    settings = ["--config", str(tmp_path / "run.toml"), *COMMON, "--dataloader-num-workers", "2"]
+    settings += ["--pretrained-model-name-or-path", str(inpainting_model), "--validation-steps", "0"]
+    result = subprocess.run(
+        command(settings, tmp_path / "out", "--max-train-steps", "999"),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 11 pictures, of ") and "no picture" in last
 
 
 def test_validation_never_ends_a_run_for_memory(from_inpainting, tmp_path, monkeypatch, caplog):

@@ -17,6 +17,7 @@ class Source:
     """A data set in a mixture.
 
     Attributes:
+        name: for messages.
         tasks: those that may draw from it. In the paper inpainting, synthesis and referring draw from COCO and Open
             Images, entity from COCO and EntitySeg (supplementary, section 1).
         weight: how often each of its pictures is drawn, in relation to the pictures of the task's other data sets.
@@ -25,6 +26,7 @@ class Source:
     dataset: RecordSet | Scenes
     tasks: tuple[Task, ...] = tuple(Task)
     weight: float = 1.0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Mixture:
         if not sources:
             raise ValueError("a mixture needs at least one data set, got none")
         for number, source in enumerate(sources):
-            what = f"data set {number} ({type(source.dataset).__name__})"
+            what = f"data set {(source.name or number)!r}"
             if not source.weight > 0:
                 raise ValueError(f"{what} has weight {source.weight}: expected a number above 0; leave it out instead")
             if len(source.dataset) == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,11 @@ class BadPicture(ValueError):
     """A picture, or its masks, that is missing, cannot be decoded, or does not fit its annotation."""
 
 
-class TooManyBadPictures(RuntimeError):
+class UnusableData(RuntimeError):
+    """Data with which a run cannot go on."""
+
+
+class TooManyBadPictures(UnusableData):
     """So many bad pictures that something else must be wrong, like the folder."""
 
 
@@ -49,18 +53,20 @@ class BadPictures:
     def count_bad(self, key: str, error: BadPicture) -> None:
         """Note one more, and say so in the log the first time.
 
-        Raises TooManyBadPictures if more than ten, and more than 1 % of what was seen, are bad.
+        Raises TooManyBadPictures if more than ten were bad, each counted once, and that is more than 1 % of what was
+        seen; or if more than ten were seen and all were bad.
         """
         self.seen += 1
         self.bad += 1
         if key not in self.names:
             self.names[key] = str(error)
             logger.warning("skipped %s: %s", key, error)
-        if self.bad > max(FEW_BAD, MAX_BAD_SHARE * self.seen):
+        too_many = len(self.names) > max(FEW_BAD, MAX_BAD_SHARE * self.seen)
+        if too_many or self.bad == self.seen > FEW_BAD:
             examples = "; ".join(f"{name}: {what}" for name, what in list(self.names.items())[:3])
             raise TooManyBadPictures(
-                f"{self.bad} of {self.seen} pictures are missing, corrupt or of the wrong size, more than "
-                f"{MAX_BAD_SHARE:.0%}: check the folders of pictures and masks. First: {examples}"
+                f"{len(self.names)} pictures, of {self.seen} that were read, are missing, corrupt or of a wrong size, "
+                f"more than {MAX_BAD_SHARE:.0%}: check the folders of pictures and masks. First: {examples}"
             )
 
 
@@ -119,5 +125,7 @@ def _read(source: Path | BinaryIO, work: Callable[[Image.Image], Result], name: 
             return work(image)
     except FileNotFoundError:
         raise BadPicture(f"{name or source} is missing") from None
+    except UnidentifiedImageError:  # an OSError that names the object it was read from
+        raise BadPicture(f"{name or source} cannot be read: it is no picture") from None
     except UNREADABLE as error:
         raise BadPicture(f"{name or source} cannot be read: {error}") from None
