@@ -20,7 +20,7 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     Args:
         kinds: of these errors; by default those that wrong settings, files and data sets raise.
     """
-    kinds = kinds or (ValueError, OSError, UnusableData)
+    kinds = kinds or (ValueError, OSError, ImportError, UnusableData)
     try:
         yield
     except kinds as error:

@@ -7,6 +7,7 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -248,7 +249,9 @@ def from_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
     known = get_type_hints(kind)
     unknown = sorted(set(table) - {item.name for item in fields(kind)})
     if unknown:
-        raise SystemExit(f"{where}: unknown setting {unknown[0]!r}; expected one of {', '.join(sorted(known))}")
+        close = get_close_matches(unknown[0], known, n=1)
+        expected = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(known))}"
+        raise SystemExit(f"{where}: unknown setting {unknown[0]!r}; {expected}")
     return kind(**{name: _convert(known[name], value, f"{where}: {name}") for name, value in table.items()})
 
 

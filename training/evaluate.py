@@ -17,6 +17,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from training.checks import one_line_errors
 from training.config import from_table, read_toml
 from training.datasets import Record, RecordSet
 from training.datasets.pictures import BadPicture, BadPictures, TooManyBadPictures
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         config=(tyro.conf.EnumChoicesFromValues,),
     )
     # 1. Everything that may be wrong, before the first picture
-    try:
+    with one_line_errors():
         check(config)
         model = open_model(config.checkpoint, config)
         segmenter = model if config.segmenter is None else open_model(config.segmenter, config)
@@ -113,8 +114,6 @@ def main(argv: list[str] | None = None) -> None:
         )
         if config.output is not None:
             config.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(one_line(error)) from None
 
     # 2. Measure, and keep what is done if it is stopped
     results: dict[str, dict[Task, Measures]] = {dataset.name: {} for dataset in datasets}

@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         quiet = logging.INFO if accelerator.is_main_process else logging.WARNING
         logging.getLogger().setLevel(quiet)
         logging.getLogger("accelerate").setLevel(logging.WARNING)
+        logging.getLogger("diffusers").setLevel(logging.ERROR)  # it warns of casting modules that there are none of
         sharded = accelerator.distributed_type in SHARDED
         check_launch(config, accelerator)
         set_seed(config.seed)

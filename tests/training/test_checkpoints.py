@@ -67,7 +67,8 @@ def test_written_read_and_rotated(accelerator, tmp_path):
     ],
 )
 def test_a_damaged_one_is_found_and_the_one_before_it_taken(accelerator, tmp_path, caplog, damage):
-    save(accelerator, tmp_path, 1), save(accelerator, tmp_path, 2)
+    for step in (1, 2):
+        save(accelerator, tmp_path, step)
     damage(tmp_path / "checkpoint-000002")
     with caplog.at_level(logging.WARNING):
         assert find(tmp_path, "latest") == tmp_path / "checkpoint-000001"

@@ -41,16 +41,19 @@ def test_presets(preset):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("resolutoin = 3", "unknown setting 'resolutoin'; expected one of .*resolution"),
+        ("resolutoin = 3", "unknown setting 'resolutoin'; did you mean 'resolution'"),
         ("resolution = 'big'", "resolution = 'big' should be of type int"),
         ("resolution = 1.5", "resolution = 1.5 should be of type int"),
         ("use_ema = 1", "use_ema = 1 should be of type bool"),
         ("tasks = ['dancing']", "tasks: .*dancing"),
         ("lr_scheduler = 'cosinus'", "lr_scheduler = 'cosinus' should be one of 'constant', "),
         ("[data.sources.coco]\ntype = 'coco'", "data: sources.coco: type = 'coco' should be one of 'scenes', "),
-        ("[data.sources.coco]\nanotations = 'x'", "unknown setting 'anotations'; expected one of .*annotations"),
+        ("[data.sources.coco]\nanotations = 'x'", "unknown setting 'anotations'; did you mean 'annotations'"),
         ("palette = 3", "palette = 3 should be of type PaletteConfig"),
-        ("[task_defaults.entity]\nsteps = 3", "unknown setting 'steps'"),
+        (
+            "[task_defaults.entity]\nsteps = 3",
+            "unknown setting 'steps'; expected one of guidance_scale, num_inference_steps",
+        ),
         ("resolution =", "not valid TOML"),
     ],
 )

@@ -368,9 +368,7 @@ def test_other_batches_after_a_stop(from_inpainting, tmp_path, caplog):
 
 def test_an_autoencoder_of_other_settings_is_not_taken(run, settings, tmp_path):
     out = begin(run, tmp_path / "other")
-    with pytest.raises(
-        SystemExit, match="vae was trained with another autoencoder: give another"
-    ):
+    with pytest.raises(SystemExit, match="vae was trained with another autoencoder: give another"):
         train_joint.main([*settings, "--output-dir", str(out), "--autoencoder.channels", "16"])
 
 
