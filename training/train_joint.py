@@ -167,9 +167,9 @@ def main(argv: list[str] | None = None) -> None:
         write = partial(write_state, accelerator, ema)
         return save_checkpoint(accelerator, out / f"checkpoint-{step:06d}", said, write, config.checkpoints_total_limit)
 
-    progress = tqdm(total=steps, initial=step, unit="step", disable=not accelerator.is_main_process)
     expected = one_line_errors(UnusableData, NoLongerFinite)
-    with expected, StopRequest(accelerator) as stop, endless(loader) as batches:
+    bar = tqdm(total=steps, initial=step, unit="step", disable=not accelerator.is_main_process)
+    with expected, StopRequest(accelerator) as stop, endless(loader) as batches, bar as progress:
         while step < steps and not stop.everywhere():
             rate = schedule(step)
             for optimizer, (_, full_rate) in zip(optimizers, chosen, strict=True):
@@ -242,7 +242,6 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(
                 f"error: step {step} is lost, the run will go on from step {saved_at}: make room on the disk"
             )
-    progress.close()
 
     # 6. The end, or a stop
     if step < steps:
