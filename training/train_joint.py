@@ -269,6 +269,8 @@ def check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
         raise ValueError(
             f"max_grad_norm is {config.max_grad_norm}, DeepSpeed's gradient_clipping {clipping}: give both"
         )
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError("DeepSpeed's ZeRO 3 is not supported: give ZeRO 2, or use FSDP, which divides the weights too")
     if plugin is not None and config.use_ema:
         raise ValueError("use_ema is not supported under DeepSpeed: leave it out (--no-use-ema), or use FSDP")
     if config.optimizer == "muon":
