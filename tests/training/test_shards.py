@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from tests.training.fixtures import write_refcoco
 from training import prepare, shards, train_joint
+from training.datasets.pictures import UnusableData
 from training.latents import encode_batch
 from training.loading import BatchPlan, TrainingData, example_source, open_mixture, stack
 from training.shards import ShardedExamples
@@ -253,7 +254,7 @@ def test_what_is_missing_or_damaged_is_named(scenes_settings, scenes_shards, tmp
         opened(scenes_settings, tmp_path)
     place = json.loads((tmp_path / "shard-000002.index.json").read_text())["places"][1]
     tar.write_bytes(content[: place[2]] + b"\xff" * 64 + content[place[2] + 64 :])
-    with pytest.raises(ValueError, match=r"shard-000002.tar is damaged .*with --verify"):
+    with pytest.raises(UnusableData, match=r"shard-000002.tar is damaged .*with --verify"):
         opened(scenes_settings, tmp_path)[2].tensors(17)
     with pytest.raises(ValueError, match="is damaged"):
         tar.write_bytes(b"no tar")
