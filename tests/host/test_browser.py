@@ -67,3 +67,46 @@ def test_a_template_opens_without_a_complaint_and_runs(server, object_info, page
     # The frontend marks a failed node and says so.
     assert page.locator(".p-toast-message-error").count() == 0
     assert not json.loads(page.evaluate("() => JSON.stringify(app.lastNodeErrors)") or "null")
+
+
+# Frontend 1.32 loses the translations of every pack when it loads its own, after them (ComfyUI_frontend#7214);
+# here they are merged once more, as later frontends do (tried: 1.36).
+MERGE = """async () => {
+    const app = document.querySelector("#vue-app").__vue_app__
+    const i18n = app._context.provides[app.__VUE_I18N_SYMBOL__].global
+    for (const [locale, messages] of Object.entries(await (await fetch("/api/i18n")).json())) {
+        i18n.mergeLocaleMessage(locale, messages)
+    }
+    window.translate = key => i18n.t(key)
+}"""
+SHOWN = """name => {
+    const node = LiteGraph.createNode(name)
+    return {
+        title: translate(`nodeDefs.${name}.display_name`),
+        description: translate(`nodeDefs.${name}.description`),
+        inputs: Object.fromEntries(node.inputs.map(({name: input, localized_name}) => [
+            input, {name: localized_name, tooltip: translate(`nodeDefs.${name}.inputs.${input}.tooltip`)},
+        ])),
+        outputs: node.outputs.map(({localized_name}, slot) => ({
+            name: localized_name, tooltip: translate(`nodeDefs.${name}.outputs.${slot}.tooltip`),
+        })),
+    }
+}"""
+
+
+def test_in_a_chinese_browser_the_nodes_are_chinese(server, browser):
+    server.client.post("/settings", {"Comfy.TutorialCompleted": True})
+    page = browser.new_page(locale="zh-CN")
+    page.goto(server.url)
+    page.wait_for_function(
+        "() => window.app?.graph && window.app.vueAppReady && 'UniGSLoader' in LiteGraph.registered_node_types",
+        timeout=120_000,
+    )
+    page.evaluate(MERGE)
+    for name, zh in json.loads((REPO / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8")).items():
+        shown = page.evaluate(SHOWN, name)
+        assert (shown["title"], shown["description"]) == (zh["display_name"], zh["description"])
+        assert shown["inputs"] == zh["inputs"]
+        for output, expected in zip(shown["outputs"], zh["outputs"].values(), strict=True):
+            assert output == {"name": output["name"], **expected}
+    page.close()

@@ -60,6 +60,7 @@ def test_everything_is_explained(object_info, name):
     for group in node["input"].values():
         for _, settings in group.values():
             assert settings["tooltip"].endswith((".", ")"))
+    assert len(node["output_tooltips"]) == len(node["output"])
     assert all(tip.endswith(".") for tip in node["output_tooltips"])
 
 
