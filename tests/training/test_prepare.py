@@ -197,7 +197,7 @@ def test_bad_pictures_are_named_and_too_many_stop_the_run(inpainting_model, tmp_
     assert "bad pictures: 1, and others took their places: CocoInstances 0: " in caplog.text
     (pictures / names[285]).write_bytes(b"no picture")
     with pytest.raises(
-        SystemExit, match="error: .*1[0-9] of [0-9]+ pictures are missing, corrupt or of the wrong size"
+        SystemExit, match="error: 1[0-9] of [0-9]+ pictures that were read .* are missing, corrupt or of a wrong size"
     ):
         prepare.main([*command, "--shards", str(tmp_path / "more"), "--epochs", "30"])
 

@@ -394,7 +394,7 @@ def test_data_that_ends_a_run_ends_its_workers_too(inpainting_model, tmp_path):
     )  # fmt: skip
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: 11 pictures, of ") and "no picture" in last
+    assert last.startswith("error: 11 of ") and "no picture" in last
 
 
 def test_validation_never_ends_a_run_for_memory(from_inpainting, tmp_path, monkeypatch, caplog):

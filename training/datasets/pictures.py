@@ -53,20 +53,19 @@ class BadPictures:
     def count_bad(self, key: str, error: BadPicture) -> None:
         """Note one more, and say so in the log the first time.
 
-        Raises TooManyBadPictures if more than ten were bad, each counted once, and that is more than 1 % of what was
-        seen; or if more than ten were seen and all were bad.
+        Raises TooManyBadPictures if more than ten, and more than 1 % of what was seen, are bad.
         """
         self.seen += 1
         self.bad += 1
         if key not in self.names:
             self.names[key] = str(error)
             logger.warning("skipped %s: %s", key, error)
-        too_many = len(self.names) > max(FEW_BAD, MAX_BAD_SHARE * self.seen)
-        if too_many or self.bad == self.seen > FEW_BAD:
+        if self.bad > max(FEW_BAD, MAX_BAD_SHARE * self.seen):
             examples = "; ".join(f"{name}: {what}" for name, what in list(self.names.items())[:3])
             raise TooManyBadPictures(
-                f"{len(self.names)} pictures, of {self.seen} that were read, are missing, corrupt or of a wrong size, "
-                f"more than {MAX_BAD_SHARE:.0%}: check the folders of pictures and masks. First: {examples}"
+                f"{self.bad} of {self.seen} pictures that were read ({len(self.names)} different ones) are missing, "
+                f"corrupt or of a wrong size, more than {MAX_BAD_SHARE:.0%}: check the folders of pictures and masks, or "
+                f"take them out of the annotations. First: {examples}"
             )
 
 
