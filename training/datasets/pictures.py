@@ -64,8 +64,8 @@ class BadPictures:
             examples = "; ".join(f"{name}: {what}" for name, what in list(self.names.items())[:3])
             raise TooManyBadPictures(
                 f"{self.bad} of {self.seen} pictures that were read ({len(self.names)} different ones) are missing, "
-                f"corrupt or of a wrong size, more than {MAX_BAD_SHARE:.0%}: check the folders of pictures and masks, or "
-                f"take them out of the annotations. First: {examples}"
+                f"corrupt or of a wrong size, more than {MAX_BAD_SHARE:.0%}: check the folders of pictures and masks, "
+                f"or take them out of the annotations. First: {examples}"
             )
 
 
