@@ -3,13 +3,16 @@
 Settings that diffusers' training scripts have are called as they are called there.
 """
 
+import re
 import sys
 import types
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -20,6 +23,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+Settings = TypeVar("Settings")
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -208,13 +213,44 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
-def load_config(argv: list[str] | None = None, prog: str = "python -m training.train_joint") -> TrainConfig:
+def load_config(argv: list[str] | None = None) -> TrainConfig:
     """The settings of `--config FILE.toml --any.setting value`. A wrong key or value ends the program with one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     config = read_config(argv)
     if not config.data.sources:
         config.data.sources = {"scenes": SourceConfig()}
-    return tyro.cli(TrainConfig, default=config, args=argv, prog=prog, config=(tyro.conf.EnumChoicesFromValues,))
+    return parse_settings(TrainConfig, argv, "training.train_joint", config)
+
+
+def parse_settings(
+    kind: type[Settings],
+    argv: list[str] | None,
+    module: str,
+    default: Settings | None = None,
+    description: str | None = None,
+) -> Settings:
+    """The settings on a command line. A wrong one ends the program with one line.
+
+    Args:
+        kind: the dataclass of the settings.
+        module: that is run, as `python -m module`.
+        default: the settings that the command line overrides; those of the dataclass if not given.
+        description: for --help; the docstring of the dataclass if not given.
+    """
+    parse: Any = tyro.cli
+    given = {} if default is None else {"default": default}
+    only_values, told = (tyro.conf.EnumChoicesFromValues,), StringIO()
+    try:
+        with redirect_stderr(told):
+            return parse(
+                kind, args=argv, prog=f"python -m {module}", description=description, config=only_values, **given
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        _, *lines = told.getvalue().splitlines()  # a box; its first line is a title, its last says how to get help
+        words = " ".join(re.sub("[\u2500-\u257f]+", " ", " ".join(lines)).split())
+        raise SystemExit(f"error: {words}") from None
 
 
 def read_config(argv: list[str]) -> TrainConfig:

@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from training.checks import one_line_errors
-from training.config import from_table, read_toml
+from training.config import from_table, parse_settings, read_toml
 from training.datasets import Record, RecordSet
 from training.datasets.pictures import BadPicture, BadPictures, TooManyBadPictures
 from training.datasets.scenes import SPRITE_FOLDER, Scenes
@@ -95,13 +95,7 @@ class DataSet:
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    config = tyro.cli(
-        EvaluateConfig,
-        args=argv,
-        prog="python -m training.evaluate",
-        description=__doc__,
-        config=(tyro.conf.EnumChoicesFromValues,),
-    )
+    config = parse_settings(EvaluateConfig, argv, "training.evaluate", description=__doc__)
     # 1. Everything that may be wrong, before the first picture
     with one_line_errors():
         check(config)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.checks import check_settings, one_line_errors
-from training.config import TrainConfig, read_config
+from training.config import TrainConfig, parse_settings, read_config
 from training.encoding import Drawing, Drawn, Encoder
 from training.joint import JointExamples
 from training.loading import open_examples, open_mixture
@@ -103,8 +102,7 @@ def load_prepare_config(argv: list[str] | None = None) -> PrepareConfig:
     default = PrepareConfig(**vars(read_config(argv)))
     if not default.data.sources:
         default.data.sources = {"scenes": SourceConfig()}
-    only_values = (tyro.conf.EnumChoicesFromValues,)
-    return tyro.cli(PrepareConfig, default=default, args=argv, prog="python -m training.prepare", config=only_values)
+    return parse_settings(PrepareConfig, argv, "training.prepare", default)
 
 
 def check_prepare_settings(config: PrepareConfig) -> tuple[Path, int, int]:

@@ -72,6 +72,9 @@ def test_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["--lr-scheduler", "nope"], "error: invalid choice 'nope' for argument '--lr-scheduler'. Expected"),
+        (["--train-batchsize", "3"], "error: Unrecognized options: --train-batchsize"),
+        (["--train-batch-size", "many"], "--train-batch-size"),
         (["--train-batch-size", "0"], "train_batch_size must be at least 1, got 0"),
         (["--learning-rate", "0"], "learning_rate must be above 0, got 0.0"),
         (["--conditioning-dropout-prob", "2"], "conditioning_dropout_prob must lie in [0, 1], got 2.0"),
