@@ -217,8 +217,6 @@ def load_config(argv: list[str] | None = None) -> TrainConfig:
     """The settings of `--config FILE.toml --any.setting value`. A wrong key or value ends the program with one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     config = read_config(argv)
-    if not config.data.sources:
-        config.data.sources = {"scenes": SourceConfig()}
     return parse_settings(TrainConfig, argv, "training.train_joint", config)
 
 
@@ -254,7 +252,9 @@ def parse_settings(
 
 
 def read_config(argv: list[str]) -> TrainConfig:
-    """Take `--config FILE.toml`, or `--config=FILE.toml`, out of the arguments and read the file."""
+    """Take `--config FILE.toml`, or `--config=FILE.toml`, out of the arguments and read the file; scenes where it names
+    no data set."""
+    config = TrainConfig()
     for at, argument in enumerate(argv):
         option, equals, value = argument.partition("=")
         if option != "--config":
@@ -263,8 +263,11 @@ def read_config(argv: list[str]) -> TrainConfig:
             raise SystemExit("--config needs the path of a TOML file")
         path = Path(value if equals else argv[at + 1])
         del argv[at : at + 1 + (not equals)]
-        return from_table(TrainConfig, read_toml(path, "--config"), str(path))
-    return TrainConfig()
+        config = from_table(TrainConfig, read_toml(path, "--config"), str(path))
+        break
+    if not config.data.sources:
+        config.data.sources = {"scenes": SourceConfig()}
+    return config
 
 
 def read_toml(path: Path, option: str) -> dict[str, Any]:

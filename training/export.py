@@ -36,6 +36,7 @@ def export(
     pipeline: UniGSPipeline,
     model: torch.nn.Module,
     config: TrainConfig,
+    step: int,
     examples: int,
     seconds: float,
     journal: Journal,
@@ -47,7 +48,7 @@ def export(
 
     Args:
         model: as accelerate wraps it.
-        examples, seconds: of the whole run.
+        step, examples, seconds: of the whole run.
         journal: tells the last validation.
     """
     # where the weights are divided, all processes give theirs
@@ -65,7 +66,9 @@ def export(
         pipeline.vae, pipeline.text_encoder = start.vae, start.text_encoder
         if config.rank is not None:
             pipeline.unet = merge_adapters(start.unet, pipeline.unet, config, out)
-    save_pipeline(pipeline, model_card(pipeline, config, accelerator, examples, seconds, journal), out / "pipeline")
+    save_pipeline(
+        pipeline, model_card(pipeline, config, accelerator, step, examples, seconds, journal), out / "pipeline"
+    )
 
 
 def merge_adapters(
@@ -114,6 +117,7 @@ def model_card(
     pipeline: UniGSPipeline,
     config: TrainConfig,
     accelerator: Accelerator,
+    step: int,
     examples: int,
     seconds: float,
     journal: Journal,
@@ -129,7 +133,7 @@ def model_card(
         "started from": start,
         "trained": what if base else "everything",
         "tasks": ", ".join(task.value for task in config.tasks),
-        "examples": f"{examples:,} in {examples // max(1, _update(config, accelerator)):,} updates of {batch}",
+        "examples": f"{examples:,} in {step:,} updates of {batch}",
         "resolution": f"{config.resolution} pixels" + (", aspect buckets" if config.data.aspect_buckets else ""),
         "optimizer": f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.lr_scheduler})",
         "prediction": f"{scheduler['prediction_type']}, terminal SNR "
@@ -172,10 +176,6 @@ def model_card(
     origin = "the model it started from and of the data above" if base else "the data above"
     sections.append(f"## Licence\n\nThat of {origin}: state it here before you publish the model.")
     return "\n\n".join(sections) + "\n"
-
-
-def _update(config: TrainConfig, accelerator: Accelerator) -> int:
-    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
 
 
 def _tasks(source: SourceConfig) -> str:

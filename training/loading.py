@@ -13,13 +13,12 @@ from training.config import TrainConfig
 from training.datasets.mixture import Mixture
 from training.geometry import Geometry, aspect_buckets
 from training.joint import JointExamples
-from training.latents import Batch, pixel_tensors, token_numbers
+from training.latents import Batch, pixel_tensors, token_numbers, with_control
 from training.shards import ShardedExamples, fingerprint
 from training.sources import open_sources
 from unigs.conditions import LATENT_CHANNELS
 from unigs.palette import LocationAwarePalette
 from unigs.pipeline import UniGSPipeline
-from unigs.tasks import Task
 
 
 class ExampleSource(Protocol):
@@ -145,7 +144,7 @@ class TrainingData(Dataset[Batch]):
         last = torch.rand((), generator=generator) < self.config.last_timestep_share
         if last:
             return torch.tensor(self.timesteps - 1)
-        paints = next(name for name in Task if name.spec.id == task).spec.control != "image"
+        paints = not with_control(task, "image")
         return torch.maximum(first, second) if paints and self.config.late_painting else first
 
 

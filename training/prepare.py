@@ -39,7 +39,6 @@ from training.shards import (
     write_manifest,
     write_shard,
 )
-from training.sources import SourceConfig
 from training.start import start_pipeline
 
 logger = logging.getLogger(__name__)
@@ -100,8 +99,6 @@ def load_prepare_config(argv: list[str] | None = None) -> PrepareConfig:
     """As `load_config` of the training, with the settings of `PrepareConfig`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     default = PrepareConfig(**vars(read_config(argv)))
-    if not default.data.sources:
-        default.data.sources = {"scenes": SourceConfig()}
     return parse_settings(PrepareConfig, argv, "training.prepare", default)
 
 

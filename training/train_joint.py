@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("stopped at step %d of %d: the same command goes on from there", step, steps)
     else:
         with averaged(ema, trained):
-            export(accelerator, pipeline, model, config, examples_done, time.monotonic() - started, journal)
+            export(accelerator, pipeline, model, config, step, examples_done, time.monotonic() - started, journal)
         logger.info("done: %s", out / "pipeline")
     accelerator.end_training()
 

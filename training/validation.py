@@ -34,10 +34,10 @@ def validation_examples(config: TrainConfig) -> dict[Task, list[Example]]:
     geometry = Geometry(
         (config.resolution, config.resolution), random_crop=False, flip=0.0, min_pixels=config.data.min_pixels
     )
-    opened, examples = open_sources(sources, config.resolution, config.tasks), {}
+    opened, palette, examples = open_sources(sources, config.resolution, config.tasks), palette_of(config), {}
     for task in config.tasks:
         if any(task in source.tasks for source in opened):
-            drawn = JointExamples(Mixture(opened, config.seed, (task,)), palette_of(config), geometry=geometry)
+            drawn = JointExamples(Mixture(opened, config.seed, (task,)), palette, geometry=geometry)
             examples[task] = [drawn[i] for i in range(config.num_validation_images)]
     return examples
 

@@ -36,13 +36,7 @@ NOTHING = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """With several, the order of sums may change under load, and bit-equal weights cannot be asked for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
