@@ -2,7 +2,7 @@
 
 import colorsys
 import json
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,8 +25,11 @@ class Entities:
     labels: np.ndarray
     colors: np.ndarray
     scores: np.ndarray
+    counted: InitVar[np.ndarray | None] = None  # the areas, if they are known already
 
-    def __post_init__(self):
+    def __post_init__(self, counted: np.ndarray | None):
+        if counted is not None:
+            self.areas = counted
         if self.labels.ndim != 2 or self.labels.dtype != np.int32:
             raise ValueError(f"labels must be int32 of shape (H, W), got {self.labels.dtype} {self.labels.shape}")
         if self.labels.size and self.labels.min() < 0:
@@ -60,15 +63,32 @@ class Entities:
         scores = np.ones(largest, np.float32) if scores is None else np.asarray(scores, np.float32)
         if len(colors) < largest or len(scores) < largest:
             raise ValueError(f"labels go up to {largest}, but there are {len(colors)} colours and {len(scores)} scores")
-        kept = 1 + np.flatnonzero(areas[1:])
-        first = np.zeros(largest + 1, np.int64)
-        if len(set(areas[kept].tolist())) < len(kept):  # ties
-            order = np.arange(labels.size)[::-1]
-            first[labels.ravel()[::-1]] = order  # written backwards, so the earliest pixel of each label stays
-        kept = kept[np.lexsort((first[kept], -areas[kept]))]
-        renumber = np.zeros(largest + 1, np.int32)
+        return cls.from_parts(labels, np.arange(largest + 1), areas, colors, scores)
+
+    @classmethod
+    def from_parts(
+        cls, parts: np.ndarray, label: np.ndarray, areas: np.ndarray, colors: np.ndarray, scores: np.ndarray
+    ) -> "Entities":
+        """Entities of which each is one part of the picture or several.
+
+        Args:
+            parts: (H, W), the part 0..M-1 of each pixel.
+            label: (M,), the entity of each part, 0 = background.
+            areas: (M,) int64, pixels of each part.
+            colors, scores: (K, 3) uint8 and (K,), row k - 1 for entity k.
+        """
+        totals = np.bincount(label, areas, len(colors) + 1).astype(np.int64)
+        kept = 1 + np.flatnonzero(totals[1:])
+        first = np.zeros(len(totals), np.int64)
+        if len(set(totals[kept].tolist())) < len(kept):  # ties
+            order = np.arange(parts.size)[::-1]
+            # Written backwards, so the earliest pixel of each entity stays.
+            first[relabel(parts, label).ravel()[::-1]] = order
+        kept = kept[np.lexsort((first[kept], -totals[kept]))]
+        renumber = np.zeros(len(totals), np.int32)
         renumber[kept] = np.arange(1, len(kept) + 1)
-        return cls(relabel(labels, renumber), colors[kept - 1], scores[kept - 1])
+        labels = relabel(parts, renumber.take(label))
+        return cls(labels, colors[kept - 1], scores[kept - 1].astype(np.float32), totals[kept])
 
     def __len__(self) -> int:
         return len(self.areas)
@@ -241,15 +261,18 @@ def relabel(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def count_labels(labels: np.ndarray, largest: int = 0) -> np.ndarray:
     """(K + 1,) int64, pixels of each label 0..K of a label map (H, W), K at least `largest`."""
-    counts = np.zeros(largest + 1, np.int64)
-    for block in _blocks(labels):
-        more = np.bincount(block.ravel(), minlength=len(counts))
+    counts = np.zeros(largest + 1)
+    for block in _blocks(labels) if labels.size else []:
+        flat = block.ravel()
+        # Runs of one label are counted as a whole: there are far fewer of them than pixels.
+        ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
+        more = np.bincount(flat.take(ends), np.diff(ends, prepend=-1), len(counts))
         more[: len(counts)] += counts
         counts = more
-    return counts
+    return counts.astype(np.int64)
 
 
 def _blocks(labels: np.ndarray) -> list[np.ndarray]:
     # numpy makes 8-byte indices of any others before it uses them.
-    rows = max(1, (1 << 16) // max(labels.shape[1], 1))
+    rows = max(1, (1 << 17) // max(labels.shape[1], 1))
     return [labels[top : top + rows] for top in range(0, labels.shape[0], rows)]

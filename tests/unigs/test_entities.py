@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from unigs.entities import Entities, display_colors
+from unigs.entities import Entities, count_labels, display_colors
 
 label_maps = st.tuples(st.integers(1, 20), st.integers(1, 20)).flatmap(
     lambda size: arrays(np.int64, size, elements=st.integers(0, 9))
@@ -191,6 +191,34 @@ def test_display_colours_differ():
 def test_parts_that_do_not_fit_are_errors(labels, colors, scores, message):
     with pytest.raises(ValueError, match=message):
         Entities(labels, np.zeros(colors, np.uint8), np.ones(scores, np.float32))
+
+
+def test_entities_of_several_parts_are_those_of_the_label_map():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        parts = np.kron(rng.integers(0, 9, (4, 5)), np.ones((3, 2), int))  # many of one area
+        label = rng.integers(0, 5, 9)
+        colors, scores = rng.integers(0, 256, (4, 3)).astype(np.uint8), rng.random(4)
+        made = Entities.from_parts(parts, label, np.bincount(parts.ravel(), minlength=9), colors, scores)
+        whole = Entities.from_labels(label[parts], colors, scores)
+        assert (made.labels == whole.labels).all()
+        assert (made.areas == whole.areas).all()
+        assert (made.areas == np.bincount(made.labels.ravel())[1:]).all()
+        assert (made.colors == whole.colors).all()
+        assert (made.scores == whole.scores).all()
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 4), (3, 0), (1, 1), (1, 300_000), (300_000, 1), (700, 400)])
+@pytest.mark.parametrize("run", [1, 50])
+def test_counting_labels(size, run):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.integers(0, 200, -(-size[0] * size[1] // run)), run)[: size[0] * size[1]].reshape(size)
+    expected = np.bincount(labels.ravel(), minlength=3)
+    for dtype in (np.uint8, np.uint16, np.int32):
+        counts = count_labels(labels.astype(dtype), largest=2)
+        assert counts.dtype == np.int64
+        assert counts.tolist() == expected.tolist()
+    assert (count_labels(labels.T) == np.bincount(labels.ravel(), minlength=1)).all()
 
 
 def test_wrong_label_maps_and_scores_are_errors():
