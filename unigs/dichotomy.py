@@ -19,7 +19,7 @@ from PIL import Image
 from .entities import Entities, count_labels, relabel
 from .palette import LocationAwarePalette
 from .parts import split_components, without_small
-from .regions import BIN_COUNT, Regions, colors_of_bins, compact_areas, find_regions, share_out
+from .regions import BIN_COUNT, Band, Regions, colors_of_bins, compactness_of, find_regions
 from .splitting import Cluster, Criterion, distances, divide, features, nearest_two, one_paint
 
 # Half-way from black to the darkest colour of the palette with levels 0, 64, 128, 192, 255.
@@ -47,7 +47,8 @@ class Dichotomy:
     """A colormap's tree of splits, and the K clusters that its leaves make up.
 
     Attributes:
-        leaves: (H, W) whole numbers, the leaf of each pixel.
+        leaves: (H, W) whole numbers, the leaf 0..L-1 of each pixel.
+        areas: (L,) int64, the pixels of each leaf.
         tree: every node, depth first.
         cluster_of_leaf: (L,) int64, the cluster 0..K-1 of each leaf.
         centers: (K, 3) float64, the mean RGB (0-255) of each cluster.
@@ -57,6 +58,7 @@ class Dichotomy:
     """
 
     leaves: np.ndarray
+    areas: np.ndarray
     tree: list[Cluster]
     cluster_of_leaf: np.ndarray
     centers: np.ndarray
@@ -81,15 +83,15 @@ class Dichotomy:
                 f"min_area and background_radius must not be negative, got {min_area}, {background_radius}"
             )
         kept = (np.linalg.norm(self.centers, axis=1) >= background_radius) | keep_background
-        number = np.where(kept, np.cumsum(kept), 0).astype(np.min_scalar_type(len(kept)))  # 0 = background
-        labels = relabel(self.leaves, number.take(self.cluster_of_leaf))
-        centers, scores = self.centers[kept], self.sureness[kept]
+        number = np.where(kept, np.cumsum(kept), 0).take(self.cluster_of_leaf)  # of each leaf; 0 = background
+        colors, scores = self.centers[kept].round().clip(0, 255).astype(np.uint8), self.sureness[kept]
+        if not components and min_area <= 1:
+            return Entities.from_parts(self.leaves, number, self.areas, colors, scores)
+        labels = relabel(self.leaves, number.astype(np.min_scalar_type(len(kept))))
         if components:
             labels, origin = split_components(labels)
-            centers, scores = centers[origin], scores[origin]
-        if min_area > 1:
-            labels = without_small(labels, min_area)
-        return Entities.from_labels(labels, centers.round().clip(0, 255).astype(np.uint8), scores)
+            colors, scores = colors[origin], scores[origin]
+        return Entities.from_labels(without_small(labels, min_area), colors, scores)
 
 
 def decode_colormap(
@@ -163,6 +165,8 @@ def decode_colormaps(
     """`decode_colormap` of each of a batch of colormaps.
 
     Args:
+        colormaps: those that `decode_colormap` takes; or one tensor (B, H, W, 3) uint8, which is copied to the host as
+            a whole.
         processes: how many work at a time. Threads would not help, as Python lets one of them work at a time. New
             processes take about a second to start (and as `multiprocessing` says, the calling script needs its
             `if __name__ == "__main__"`), so they are worth it from some hundred maps on.
@@ -180,6 +184,8 @@ def decode_colormaps(
         background_radius=background_radius,
         denoise=denoise,
     )
+    if str(getattr(colormaps, "dtype", "")) == "torch.uint8":
+        colormaps = _on_host(colormaps)
     if processes == 1:
         return [decode(colormap) for colormap in colormaps]
     checked = [_check_colormap(colormap) for colormap in colormaps]
@@ -235,10 +241,16 @@ def _check_colormap(colormap: Any) -> np.ndarray:
             f"a colormap must be uint8 of shape (H, W, 3), got {dtype} {tuple(colormap.shape)}. Convert one picture of "
             "a float [0, 1] batch (B, 3, H, W) with `(batch[0].permute(1, 2, 0) * 255).round().byte()`"
         )
-    pixels = np.asarray(colormap.detach().cpu() if hasattr(colormap, "detach") else colormap)  # a torch tensor has it
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise ValueError(f"a colormap must be one picture (H, W, 3), channels last, no alpha; got {pixels.shape}")
-    return pixels
+    if colormap.ndim != 3 or colormap.shape[2] != 3 or 0 in colormap.shape:
+        raise ValueError(
+            f"a colormap must be one picture (H, W, 3), channels last, no alpha; got {tuple(colormap.shape)}"
+        )
+    return _on_host(colormap)
+
+
+def _on_host(pixels: Any) -> np.ndarray:
+    """An array of an array, or of a torch tensor on any device."""
+    return np.asarray(pixels.detach().cpu() if hasattr(pixels, "detach") else pixels)
 
 
 def _check_palette(palette: LocationAwarePalette | np.ndarray) -> np.ndarray:
@@ -253,21 +265,27 @@ def _check_palette(palette: LocationAwarePalette | np.ndarray) -> np.ndarray:
 
 def _unique_colors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The K colours (K, 3) float64 of a map, and the number (H, W) of each pixel's."""
-    code = np.zeros(pixels.shape[:2], np.int32)
-    for channel in range(3):
-        code <<= 8
-        code |= pixels[..., channel]
-    code = code.ravel()
+    code = _packed(pixels).ravel()
     starts = np.concatenate([[0], 1 + np.flatnonzero(code[1:] != code[:-1])])  # of runs of one colour
     present, number = np.unique(code[starts], return_inverse=True)
     colors = np.stack([present >> 16, present >> 8 & 255, present & 255], axis=1).astype(np.float64)
     return colors, np.repeat(number, np.diff(starts, append=len(code))).reshape(pixels.shape[:2])
 
 
+def _packed(pixels: np.ndarray) -> np.ndarray:
+    """The colours of pixels (..., 3) as numbers (...) int32."""
+    code = pixels[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        code <<= 8
+        code |= pixels[..., channel]
+    return code
+
+
 def _flat_colors(pixels: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray] | None:
     """`_unique_colors` of a map of a few flat colours, all further apart than delta, else None."""
-    some = pixels.reshape(-1, 3)[:: max(1, pixels[..., 0].size // 2048)][None]
-    if len(_unique_colors(some)[0]) > MOST_FLAT_COLORS:
+    step = max(1, round((pixels[..., 0].size / 2048) ** 0.5))
+    codes = np.sort(_packed(pixels[::step, ::step]), axis=None)
+    if np.count_nonzero(codes[1:] != codes[:-1]) >= MOST_FLAT_COLORS:
         return None
     colors, index = _unique_colors(pixels)
     if len(colors) > MOST_FLAT_COLORS:
@@ -288,7 +306,7 @@ def _plain(
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     cluster_of_color = cluster.take(leaf)
     sureness = _sureness(colors, np.arange(len(colors)), cluster_of_color, weights, centers)
-    return Dichotomy(relabel(index, leaf), tree, cluster, centers, sureness, delta)
+    return Dichotomy(relabel(index, leaf), areas.astype(np.int64), tree, cluster, centers, sureness, delta)
 
 
 def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
@@ -306,28 +324,34 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     #    pixels have few like neighbours, and rings of a colour between those on their two sides.
     label_of_bin = np.zeros(BIN_COUNT, np.uint8 if leaf.max() < 255 else np.uint16)
     label_of_bin[bins] = leaf + 1
-    seeds = regions.seeds(label_of_bin)
-    compact = compact_areas(seeds, leaf.max() + 1)[1:]
-    compactness = compact / np.maximum(count_labels(seeds, leaf.max() + 1)[1:], 1)
+    labels = seeds = regions.seeds(label_of_bin)
+    compact, compactness = compactness_of(seeds, leaf.max() + 1)
     kept = (compact >= FEWEST_COMPACT) & (compactness >= COMPACT_SHARE)
     if not kept.any():
         kept[:] = True
+    band = None
     while True:
-        number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
-        leaf, compactness = number[leaf], compactness[kept]
-        tree = [
-            Cluster(number[node.leaves][kept[node.leaves]], node.depth, node.distance)
-            for node in tree
-            if kept[node.leaves].any()
-        ]
-        seeds = relabel(seeds, np.roll(number + 1, 1).astype(seeds.dtype))
+        if not kept.all():
+            number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last: what had no leaf
+            leaf, compactness = number[leaf], compactness[kept]
+            tree = [
+                Cluster(number[node.leaves][kept[node.leaves]], node.depth, node.distance)
+                for node in tree
+                if kept[node.leaves].any()
+            ]
+            renamed = np.roll(number + 1, 1).astype(seeds.dtype)
+            labels, seeds, band = relabel(labels, renamed), relabel(seeds, renamed), None
         centers, areas = _centers(leaf, sums, weights)
-        leaves = share_out(regions, seeds, centers) - seeds.dtype.type(1)
-        borders, flat_borders = _borders(leaves, regions.inside, len(centers))
-        kept = ~_rings(borders, centers, compactness) & borders.any(axis=1)
-        kept[leaves[0, 0]] |= not borders.any()  # what has no border has no pixel, unless it has all of them
+        band = band or Band(regions, seeds)
+        labels = band.share_out(labels, centers)
+        borders, flat_borders = _borders(labels, regions.inside, len(centers))
+        kept = ~_rings(borders, centers, compactness)
         if kept.all():
-            break
+            labels = band.relax(labels, centers)
+            pixel_counts = count_labels(labels, len(centers))[1:]
+            kept = pixel_counts > 0
+            if kept.all():
+                break
 
     # 4. Put together what was one.
     if criterion == "nearest" and paints is not None:
@@ -335,9 +359,10 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     else:
         cluster = _merge(borders, flat_borders, centers, delta, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
+    leaves = labels - labels.dtype.type(1)
     clusters = cluster.take(leaves.ravel().take(regions.grid))
     sureness = _sureness_of_grid(regions, bins, sums / weights[:, None], clusters, centers)
-    return Dichotomy(leaves, tree, cluster, centers, sureness, delta)
+    return Dichotomy(leaves, pixel_counts, tree, cluster, centers, sureness, delta)
 
 
 def _centers(label: np.ndarray, sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -347,18 +372,18 @@ def _centers(label: np.ndarray, sums: np.ndarray, weights: np.ndarray) -> tuple[
     return np.stack([np.bincount(label[known], part) for part in sums[known].T], axis=1) / total[:, None], total
 
 
-def _borders(leaves: np.ndarray, inside: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of neighbouring pixels (L, L) with the leaves 0..L-1 = count - 1, all of them and those inside regions."""
-    width = leaves.shape[1]
-    borders, flat_borders = np.zeros(count**2), np.zeros(count**2)
-    inside, flat_leaves = inside.ravel(), leaves.ravel()
-    for ahead, behind, step in ((leaves[:-1], leaves[1:], width), (leaves[:, :-1], leaves[:, 1:], 1)):
-        place = np.flatnonzero(ahead != behind)
-        place += 0 if step == width else place // max(width - 1, 1)
-        pair = flat_leaves.take(place).astype(np.int64) * count + flat_leaves.take(place + step)
-        borders += np.bincount(pair, minlength=count**2)
-        flat_borders += np.bincount(pair, inside.take(place) & inside.take(place + step), minlength=count**2)
-    borders, flat_borders = borders.reshape(count, count), flat_borders.reshape(count, count)
+def _borders(labels: np.ndarray, inside: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of neighbouring pixels (L, L) with the labels 1..L = count, all of them and those inside regions."""
+    width = labels.shape[1]
+    flat, flat_inside = labels.ravel(), inside.ravel()
+    below = np.flatnonzero(flat[width:] != flat[:-width])
+    right = np.flatnonzero(flat[1:] != flat[:-1])
+    right = right[right % width < width - 1]
+    one, other = np.concatenate([below, right]), np.concatenate([below + width, right + 1])
+    pair = (flat.take(one).astype(np.intp) - 1) * count + (flat.take(other).astype(np.intp) - 1)
+    borders = np.bincount(pair, minlength=count**2).reshape(count, count)
+    pair = pair.compress(flat_inside.take(one) & flat_inside.take(other))
+    flat_borders = np.bincount(pair, minlength=count**2).reshape(count, count)
     return borders + borders.T, flat_borders + flat_borders.T
 
 
@@ -398,16 +423,18 @@ def _sureness_of_grid(
     regions: Regions, bins: np.ndarray, means: np.ndarray, clusters: np.ndarray, centers: np.ndarray
 ) -> np.ndarray:
     """`_sureness` of the pixels of the grid, in clusters (G,); `means` (K, 3) are the colours of the used bins (K,)."""
-    colors = colors_of_bins(np.arange(BIN_COUNT))
-    colors[bins] = means
-    pair = regions.bins.ravel().take(regions.grid).astype(np.int64)
-    pair *= len(centers)
+    code = regions.bins.ravel().take(regions.grid)
+    used = np.flatnonzero(np.bincount(code, minlength=BIN_COUNT))
+    number = np.zeros(BIN_COUNT, np.intp)
+    number[used] = np.arange(len(used))
+    colors = colors_of_bins(used)
+    colors[number.take(bins)] = means
+    pair = (number * len(centers)).take(code)
     pair += clusters
     weights = np.bincount(pair)
     seen = np.flatnonzero(weights)
     color, cluster = np.divmod(seen, len(centers))
-    used, color = np.unique(color, return_inverse=True)
-    return _sureness(colors[used], color, cluster, weights.take(seen), centers)
+    return _sureness(colors, color, cluster, weights.take(seen), centers)
 
 
 def _sureness(
@@ -421,8 +448,9 @@ def _sureness(
     if not (np.linalg.norm(centers, axis=1) < BACKGROUND_RADIUS).any():
         references = np.concatenate([centers, np.zeros((1, 3))])
     nearest, first, second = nearest_two(colors, references)
-    own = np.linalg.norm(colors[color] - centers[cluster], axis=1)
-    other = np.where(nearest[color] == cluster, second[color], first[color])
+    offset = colors.take(color, axis=0) - centers.take(cluster, axis=0)
+    own = np.sqrt(np.einsum("ij,ij->i", offset, offset))
+    other = np.where(nearest.take(color) == cluster, second.take(color), first.take(color))
     sure = np.where(np.isfinite(other), other, 1) / np.where(np.isfinite(other), own + other, 1).clip(1e-9)
     sure[own == 0] = 1
     total = np.bincount(cluster, weights, len(centers))

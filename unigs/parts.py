@@ -44,6 +44,8 @@ def split_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def without_small(labels: np.ndarray, min_area: int) -> np.ndarray:
     """Labels (H, W) in which those of fewer pixels, 0 excepted, went to the nearest others, if there are any."""
+    if min_area <= 1:
+        return labels
     small = count_labels(labels) < min_area
     small[0] = False
     gone = relabel(labels, small)

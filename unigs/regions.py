@@ -6,7 +6,6 @@ result, bit for bit.
 L labels are the numbers 1..L in maps (H, W) of uint8, or uint16 where they are many; 0 is none.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,11 +26,11 @@ BIN_COUNT = 1 << 3 * (8 - BIN_BITS)
 # A pixel between regions takes the label of an inside pixel less than this far away in its row or column.
 REACH = 8
 # How much another neighbour of the same label is worth, in squared levels of colour, in so many rounds.
-SMOOTHNESS, ROUNDS = 1000, 2
+SMOOTHNESS, ROUNDS = 1000, 3
 # Colours are counted at up to about twice this many places, or at all pixels of a smaller picture.
 PLACES = 1 << 16
 # Large pictures are worked on in strips of rows of about this size: temporary arrays that fit into a cache are faster.
-STRIP_PIXELS = 1 << 17
+STRIP_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,56 +56,58 @@ class Regions:
         step = max(1, round((height * width / PLACES) ** 0.5))
         return (_every(height, step)[:, None] * width + _every(width, step)).ravel()
 
-    @cached_property
-    def places(self) -> np.ndarray:
-        """(P,) int64, those of the grid that are inside a region; all of it if none are."""
-        places = self.grid.compress(self.inside.ravel().take(self.grid))
-        return places if len(places) else self.grid
-
     def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The K bins in use (K,), the number of places in each (K,) and the sums of their colours (K, 3) float64."""
-        code = self.bins.ravel().take(self.places).astype(np.intp)
+        """Of the grid inside regions, or all of it if nothing is inside.
+
+        Returns the K bins in use (K,), the number of places in each (K,) and the sums of their colours (K, 3) float64.
+        """
+        places = self.grid.compress(self.inside.ravel().take(self.grid))
+        places = places if len(places) else self.grid
+        code = self.bins.ravel().take(places).astype(np.intp)
         count = np.bincount(code, minlength=BIN_COUNT)
         used = np.flatnonzero(count)
-        sums = [np.bincount(code, plane.ravel().take(self.places), BIN_COUNT).take(used) for plane in self.smooth]
+        planes = self.smooth.reshape(3, -1).take(places, axis=1)
+        sums = [np.bincount(code, plane, BIN_COUNT).take(used) for plane in planes]
         return used, count.take(used), np.stack(sums, axis=1)
 
     def seeds(self, label_of_bin: np.ndarray) -> np.ndarray:
         """(H, W), the label of the bin of each pixel inside a region, else 0."""
         seeds = relabel(self.bins, label_of_bin)
-        seeds *= self.inside
+        seeds *= self.inside.astype(seeds.dtype)
         return seeds
 
 
 def find_regions(pixels: np.ndarray) -> Regions:
     """Smooths the noise of a colormap (H, W, 3) uint8 away, and finds the insides of its regions."""
     height, width = pixels.shape[:2]
-    # The filters below take off their radii: up to 2 for smoothing, 1 for the spread, 3 for the widest spread nearby.
-    edge = 4 + len(SMOOTH_FROM)
+    # The windows below reach so far: up to 2 for smoothing, 1 for the spread, 3 for the widest spread nearby.
+    edge = len(SMOOTH_FROM) + 4
     raw = np.pad(np.moveaxis(pixels, 2, 0), [(0, 0), (edge, edge), (edge, edge)], mode="edge")
     sigma = noise_of(raw[:, edge:-edge, edge:-edge], lag=1)
     radius = sum(sigma >= limit for limit in SMOOTH_FROM)
     skip = edge - 4 - radius
-    raw = raw[:, skip : raw.shape[1] - skip, skip : raw.shape[2] - skip]
     smooth = np.empty((3, height, width), np.uint8)
     inside, bins = np.empty((height, width), bool), np.empty((height, width), np.uint16)
 
     for top, bottom in _strips(height, width):
-        planes = raw[:, top : bottom + 2 * (4 + radius)]
+        planes = raw[:, top + skip : bottom + 2 * edge - skip, skip : width + 2 * edge - skip]
         if radius:
-            planes = np.stack([_soften(plane, radius) for plane in planes])
-        smooth[:, top:bottom] = core = planes[:, 4:-4, 4:-4]
-        spread = (_around(planes, 1, np.maximum) - _around(planes, 1, np.minimum)).max(axis=0)[None]
-        wide = _around(spread, 3, np.maximum)[0].astype(np.uint16)
-        wide *= round(256 * FLAT_SHARE)
-        wide >>= 8
-        wide.clip(FLAT_RANGE, FLAT_SHARE_RANGE, out=wide)
-        np.less(spread[0, 3:-3, 3:-3], wide, out=inside[top:bottom])
-        code = bins[top:bottom]
-        code[:] = 0
-        for plane in core:
+            planes = _soften(planes, radius)
+        rows = bottom - top
+        smooth[:, top:bottom] = core = planes[:, 4 : 4 + rows, 4 : 4 + width]
+        spreads = _windows(planes, 3, np.maximum)
+        spreads -= _windows(planes, 3, np.minimum)
+        spread = np.maximum(np.maximum(spreads[0], spreads[1]), spreads[2])
+        limit = _windows(spread, 7, np.maximum).astype(np.uint16)
+        limit *= round(256 * FLAT_SHARE)
+        limit >>= 8
+        limit = limit.clip(FLAT_RANGE, FLAT_SHARE_RANGE).astype(np.uint8)
+        np.less(spread[3 : 3 + rows, 3 : 3 + width], limit[:rows, :width], out=inside[top:bottom])
+        code, *others = (core >> BIN_BITS).astype(np.uint16)
+        for level in others:
             code <<= 8 - BIN_BITS
-            code |= plane >> BIN_BITS
+            code |= level
+        bins[top:bottom] = code
     return Regions(smooth, noise_of(smooth, lag=2 * radius + 2), inside, bins)
 
 
@@ -117,121 +118,130 @@ def colors_of_bins(bins: np.ndarray) -> np.ndarray:
     return (levels + 0.5) * (1 << BIN_BITS) - 0.5
 
 
-def compact_areas(seeds: np.ndarray, count: int) -> np.ndarray:
-    """Pixels (L + 1,) of each label 0..L = count whose four neighbours have the same label."""
-    height, width = seeds.shape
-    padded = np.pad(seeds, 1)
-    alike = np.empty((height, width), bool)
+def compactness_of(seeds: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (L,) of each label 1..L = count whose four neighbours have the same label, and their share of its own."""
+    flat, width = seeds.ravel(), seeds.shape[1]
+    alike = np.zeros(seeds.shape, bool)
+    middle, same = flat[width:-width], alike[1:-1].reshape(-1)
+    np.equal(flat[: -2 * width], middle, out=same)
+    same &= flat[2 * width :] == middle
+    same &= flat[width - 1 : -width - 1] == middle
+    same &= flat[width + 1 : flat.size - width + 1] == middle
+    alike[:, [0, -1]] = False  # they were compared with the row before or after
+    code = seeds.astype(np.min_scalar_type(2 * count + 1))
+    code *= 2
+    code += alike.astype(code.dtype)
+    loose, compact = count_labels(code, 2 * count + 1).reshape(-1, 2)[1:].T
+    return compact, compact / np.maximum(loose + compact, 1)
 
-    for top, bottom in _strips(height, width):
-        middle = padded[top + 1 : bottom + 1, 1:-1]
-        same = np.equal(padded[top:bottom, 1:-1], middle, out=alike[top:bottom])
-        same &= padded[top + 2 : bottom + 2, 1:-1] == middle
-        same &= padded[top + 1 : bottom + 1, :-2] == middle
-        same &= padded[top + 1 : bottom + 1, 2:] == middle
-    return count_labels(seeds * alike, count)
 
-
-def share_out(regions: Regions, seeds: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Labels (H, W) of all pixels: those without a seed are given by colour, among the labels nearby.
+class Band:
+    """The pixels between regions, and which labels suit them.
 
     Args:
-        regions: the pixels.
-        seeds: (H, W), labels of some of them, 0 for the others.
-        colors: (L, 3), the colour of each label.
+        regions: all pixels.
+        seeds: (H, W), the labels of pixels inside regions, 0 for those of the band.
     """
-    height, width = seeds.shape
-    labels = seeds.copy()
-    levels = np.concatenate([np.full((1, 3), 1000), colors]).round().astype(np.int32).T.copy()  # (3, L + 1)
 
-    for top, bottom in _strips(height, width):
-        first, last = max(top - REACH, 0), min(bottom + REACH, height)
-        sides = [side[top - first : bottom - first] for side in _first_met(seeds[first:last])]
-        sides += [side.T for side in _first_met(seeds[top:bottom].T)]
-        band = np.flatnonzero(seeds[top:bottom] == 0)
-        met = [side.ravel().take(band) for side in sides]
-        pixels = _colors_at(regions.smooth[:, top:bottom], band)
-        labels[top:bottom].reshape(-1)[band] = _best(met, [0] * 4, pixels, levels)
-    lone = np.flatnonzero(labels == 0)  # nothing near: the label of the nearest colour
-    if len(lone):
-        bins, index = np.unique(regions.bins.ravel().take(lone), return_inverse=True)
-        nearest = ((colors_of_bins(bins)[:, None] - colors) ** 2).sum(axis=2).argmin(axis=1) + 1
-        labels.reshape(-1)[lone] = nearest.take(index)
+    def __init__(self, regions: Regions, seeds: np.ndarray):
+        self.regions = regions
+        self.places = np.flatnonzero(seeds == 0)
+        self.pixels = regions.smooth.reshape(3, -1).take(self.places, axis=1).astype(np.int32)
 
-    return _relax(regions, labels, seeds, levels)
+    def share_out(self, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+        """Labels (H, W) of all pixels: those of 0 are given one by colour, of those nearby.
+
+        Nearby are the first ones in the pixel's row and column; of four different ones, the second lowest is not tried.
+        `colors` (L, 3) are the colours of the labels.
+        """
+        shared = labels.copy()
+        which = np.flatnonzero(labels.ravel().take(self.places) == 0)
+        places = self.places.take(which)
+        met = _first_met(labels, places)
+        highest = met.max(axis=0)
+        second = (met * (met != highest).astype(met.dtype)).max(axis=0)
+        met -= 1  # none, 0, becomes the largest number
+        lowest = met.min(axis=0)
+        lowest += 1
+        lead = self._lead(which, lowest, highest, colors)
+        best = lowest + (highest - lowest) * (lead < 0).astype(met.dtype)
+        third = np.flatnonzero(second > lowest)
+        one, other = best.take(third), second.take(third)
+        lead = self._lead(which.take(third), one, other, colors)
+        best[third] = np.where((lead < 0) | (lead == 0) & (other < one), other, one)
+        shared.reshape(-1)[places] = best
+        lone = places.compress(best == 0)  # nothing near: the label of the nearest colour
+        if len(lone):
+            bins, index = np.unique(self.regions.bins.ravel().take(lone), return_inverse=True)
+            nearest = ((colors_of_bins(bins)[:, None] - colors) ** 2).sum(axis=2).argmin(axis=1) + 1
+            shared.reshape(-1)[lone] = nearest.take(index)
+        return shared
+
+    def relax(self, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+        """Labels in which each of these pixels has that label of its 3 x 3 neighbours which suits it best.
+
+        Where there are more than two labels around, only the lowest and the highest are tried, and nothing at pixels
+        that have another one. These are rounds of iterated conditional modes (Besag 1986): squared distance of colours,
+        less SMOOTHNESS for every neighbour of the same label.
+        """
+        width = labels.shape[1] + 2
+        padded = np.empty((labels.shape[0] + 2, width), labels.dtype)
+        padded[1:-1, 1:-1] = labels
+        flat = padded.reshape(-1)
+        around = [y * width + x for y in range(3) for x in range(3)]
+        corners = self.places + 2 * (self.places // labels.shape[1])  # of the 3 x 3 pixels around each
+        active = np.arange(len(self.places))
+        for _ in range(ROUNDS):
+            padded[0], padded[-1] = padded[1], padded[-2]
+            padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
+            corner = corners.take(active)
+            found = np.stack([flat[step:].take(corner) for step in around])  # (9, P)
+            lowest, highest = found.min(axis=0), found.max(axis=0)
+            torn = np.flatnonzero((lowest != highest) & ((found[4] == lowest) | (found[4] == highest)))
+            corner, found = corner.take(torn), found.take(torn, axis=1)
+            lowest, own, highest = lowest.take(torn), found[4], highest.take(torn)
+            lead = self._lead(active.take(torn), lowest, highest, colors)
+            lead += SMOOTHNESS * (found == lowest).sum(axis=0, dtype=np.int8).astype(np.int32)
+            lead -= SMOOTHNESS * (found == highest).sum(axis=0, dtype=np.int8).astype(np.int32)
+            suited = lowest + (highest - lowest) * (lead < 0).astype(flat.dtype)
+            changed = corner.compress(suited != own)
+            flat[corner + around[4]] = suited
+            near = np.zeros(flat.size, bool)  # where something around has changed; the others stay as they are
+            for step in around:
+                near[changed + step] = True
+            active = np.flatnonzero(near[around[4] :].take(corners))
+        return padded[1:-1, 1:-1]
+
+    def _lead(self, which: np.ndarray, one: np.ndarray, other: np.ndarray, colors: np.ndarray) -> np.ndarray:
+        """By how much these pixels of the band (P,) are nearer in colour to their label `one` (P,) than to `other`.
+
+        (P,) int32, squared distances. Label 0 is far from every pixel.
+        """
+        levels = np.concatenate([np.full((1, 3), 1000), colors]).round().astype(np.int32).T  # (3, L + 1)
+        squares = (levels**2).sum(axis=0, dtype=np.int32)
+        one, other = one.astype(np.intp), other.astype(np.intp)
+        lead = squares.take(other)
+        lead -= squares.take(one)
+        for level, pixels in zip(2 * levels, self.pixels, strict=True):
+            across = level.take(other)
+            across -= level.take(one)
+            across *= pixels.take(which)
+            lead -= across
+        return lead
 
 
-def _relax(regions: Regions, labels: np.ndarray, seeds: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Labels in which each pixel without a seed has that label of its 3 x 3 neighbours which suits it best.
-
-    Where there are more than two labels around, only its own, the lowest and the highest are tried. These are rounds of
-    iterated conditional modes (Besag 1986) at the pixels between labels: squared distance of colours, less SMOOTHNESS
-    for every neighbour of the same label.
-    """
-    height, width = labels.shape
-    padded = np.pad(labels, 1, mode="edge")
-    mixed = np.empty((height, width), bool)
-
-    for top, bottom in _strips(height, width):
-        strip = padded[None, top : bottom + 2]
-        np.not_equal(_around(strip, 1, np.minimum)[0], _around(strip, 1, np.maximum)[0], out=mixed[top:bottom])
-        mixed[top:bottom] &= seeds[top:bottom] == 0
-    place = np.flatnonzero(mixed)
-    pixels = _colors_at(regions.smooth, place)
-    middle = place + 2 * (place // width) + width + 3  # in the padded labels
-    neighbours = [y * (width + 2) + x for y in (-1, 0, 1) for x in (-1, 0, 1)]
-    for _ in range(ROUNDS):
-        around = np.stack([padded.ravel().take(middle + step) for step in neighbours])  # (9, P)
-        candidates = [around.min(axis=0), around.max(axis=0), around[4]]
-        votes = [SMOOTHNESS * (around == label).sum(axis=0, dtype=np.int8).astype(np.int32) for label in candidates]
-        padded.reshape(-1)[middle] = _best(candidates, votes, pixels, levels)
-        _pad_edges(padded)
-    return padded[1:-1, 1:-1]
-
-
-def _pad_edges(padded: np.ndarray) -> None:
-    """Repeats the pixels next to the edge of (H, W) in the edge, as np.pad does."""
-    padded[0], padded[-1] = padded[1], padded[-2]
-    padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
-
-
-def _colors_at(planes: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
-    return [plane.ravel().take(places).astype(np.int32) for plane in planes]  # 3 x (P,)
-
-
-def _best(
-    candidates: Sequence[np.ndarray], votes: Sequence[np.ndarray | int], pixels: list[np.ndarray], levels: np.ndarray
-) -> np.ndarray:
-    """Which label of C x (P,) suits each of P pixels best: squared distance of colours less votes; ties: the lowest.
-
-    `pixels` are 3 x (P,) and `levels`, the colours of the labels, (3, L + 1).
-    """
-    best = np.full(len(candidates[0]), np.iinfo(np.int64).max)
-    for label, vote in zip(candidates, votes, strict=True):
-        label = label.astype(np.intp)
-        cost = np.zeros(len(label), np.int32)
-        cost -= vote
-        for level, pixel in zip(levels, pixels, strict=True):
-            difference = level.take(label)
-            difference -= pixel
-            difference *= difference
-            cost += difference
-        packed = cost.astype(np.int64)
-        packed <<= 16
-        packed |= label
-        np.minimum(best, packed, out=best)
-    return best & 0xFFFF
-
-
-def _first_met(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first label on the way up, and on the way down, from each pixel of (H, W), less than REACH away; else 0."""
-    up, down = seeds.copy(order="K"), seeds.copy(order="K")
-    step = 1
-    while step < REACH:
-        up[step:] |= up[:-step] * (up[step:] == 0)
-        down[:-step] |= down[step:] * (down[:-step] == 0)
-        step *= 2
-    return up, down
+def _first_met(labels: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(4, P), the first labels on the way from places (P,) of (H, W) up, down, left, right, less than REACH away."""
+    padded = np.pad(labels, REACH)
+    width = padded.shape[1]
+    corners = places + 2 * REACH * (places // labels.shape[1])  # REACH pixels to the left of and above each
+    met = np.zeros((4, len(places)), labels.dtype)
+    for side, step in zip(met, (-width, width, -1, 1), strict=True):
+        for away in range(1, REACH):
+            found = padded.reshape(-1)[REACH * (width + 1) + away * step :].take(corners)
+            found *= (side == 0).astype(found.dtype)
+            side |= found
+    return met
 
 
 def noise_of(planes: np.ndarray, lag: int) -> float:
@@ -246,13 +256,15 @@ def noise_of(planes: np.ndarray, lag: int) -> float:
         if height < 1 or width < 1:
             continue
         rows, columns = _every(height, step), _every(width, step)
-        a = planes.take(rows, axis=1).take(columns, axis=2)
-        b = planes.take(rows + down, axis=1).take(columns + right, axis=2)
+        a = planes[:, rows].take(columns, axis=2)
+        b = planes[:, rows + down].take(columns + right, axis=2)
         low, high = np.minimum(a, b), np.maximum(a, b)
-        difference = high - low
-        is_free = (low > 16) & (high < 239)
-        free = np.bincount(difference[is_free], minlength=256)
-        cut = np.bincount(difference[(low > 0) & (high < 255) & ~is_free], minlength=256)
+        kind = (low > 16) & (high < 239)
+        code = kind.astype(np.uint16)
+        code <<= 8
+        code += high - low
+        seen = (low > 0) & (high < 255)
+        cut, free = np.bincount(code.ravel(), seen.ravel(), 512).reshape(2, 256)
         cut[40:] = 0
         # The quartile, as up to half of the pairs may lie across borders: sigma / 2.22 for a Gaussian, sigma / 4.2 for
         # one cut in half at 0 or 255, as on black; smoothing makes the second more like the first.
@@ -274,13 +286,11 @@ def _quartile(counts: np.ndarray) -> float:
     return fraction / 2 if level == 0 else level - 0.5 + fraction
 
 
-def _soften(plane: np.ndarray, radius: int) -> np.ndarray:
-    """The binomial filter of (H, W) uint8, without its margin: (H - 2 radius, W - 2 radius)."""
-    total = plane.astype(np.uint16)
+def _soften(planes: np.ndarray, radius: int) -> np.ndarray:
+    """The binomial filter of (C, H, W) uint8 of the (2 radius + 1)^2 pixels from each on; see `_windows`."""
+    total = planes.astype(np.uint16)
     for _ in range(2 * radius):
-        total = total[1:] + total[:-1]
-    for _ in range(2 * radius):
-        total = total[:, 1:] + total[:, :-1]
+        total = _windows(total, 2, np.add)
     total += 1 << (4 * radius - 1)
     total >>= 4 * radius
     return total.astype(np.uint8)
@@ -288,26 +298,26 @@ def _soften(plane: np.ndarray, radius: int) -> np.ndarray:
 
 def _every(length: int, step: int) -> np.ndarray:
     """Every step-th number below length, counted from both ends, so that there is no first and last."""
-    numbers = np.arange(length)
-    return np.flatnonzero(np.minimum(numbers, numbers[::-1]) % step == 0)
+    low = np.arange(0, (length + 1) // 2, step)
+    high = length - 1 - low[::-1]
+    return np.concatenate([low, high[int(low[-1] == high[0]) :]])
 
 
-def _around(planes: np.ndarray, radius: int, combine: Callable) -> np.ndarray:
-    """`combine`, np.maximum or np.minimum, of the (2 radius + 1)^2 pixels around each.
+def _windows(planes: np.ndarray, length: int, combine: np.ufunc) -> np.ndarray:
+    """`combine` of the length x length pixels from each of (..., H, W) on, to the right and downwards.
 
-    (C, H, W) -> (C, H - 2 radius, W - 2 radius).
+    Windows that reach beyond the picture hold anything. So a row may run into the next one, and whole planes are
+    combined with themselves moved by some places: many times as fast as row by row.
     """
-    for axis in (1, 2):
+    flat = planes.reshape(-1)
+    for step in (1, planes.shape[-1]):
         seen = 1
-        while seen < 2 * radius + 1:
-            step = min(seen, 2 * radius + 1 - seen)
-            planes = (
-                combine(planes[:, step:], planes[:, :-step])
-                if axis == 1
-                else combine(planes[:, :, step:], planes[:, :, :-step])
-            )
-            seen += step
-    return planes
+        while seen < length:
+            more = min(seen, length - seen)
+            result = np.empty_like(flat)
+            combine(flat[: -more * step], flat[more * step :], out=result[: -more * step])
+            flat, seen = result, seen + more
+    return flat.reshape(planes.shape)
 
 
 def _strips(height: int, width: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,8 @@ Criterion = Literal["mean", "mean_squared", "nearest"]
 
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
 FAR = 30.0
+# Of so many colours all 1023 cuts are tried.
+FEW_POINTS = 11
 # Two-means starts from cuts this many standard deviations from the mean.
 START_OFFSET = 0.5
 # And in these directions of RGB, each channel in units of its standard deviation.
@@ -71,37 +74,35 @@ def _split(
     stack = [(np.arange(len(colors)), 0)]
     while stack:
         members, depth = stack.pop()
-        mass = weights[members]
+        mass = weights.take(members)
         total = mass.sum()
         offset = points.take(members, axis=0)
         offset -= mass @ offset / total
         squared = np.einsum("ij,ij->i", offset, offset)
         distance = np.sqrt(squared)
-        mean = mass @ distance / total
+        mean = float(mass @ distance / total)
         spread = mean if criterion == "mean" else (mass @ squared / total) ** 0.5
-        # A few pixels of another colour hardly move the mean, so they are looked for on their own.
-        far = mass @ (distance > lost) >= smallest
         parts = []
-        if len(members) > 1 and (far or spread > delta):
+        # A few pixels of another colour hardly move the mean, so they are looked for on their own.
+        if len(members) > 1 and (spread > delta or mass @ (distance > lost) >= smallest):
             side = two_means(offset, mass)
-            parts = [members[on] for on in (side, ~side) if mass @ on >= smallest]
+            part = mass @ side
+            parts = [members[on] for on, size in ((side, part), (~side, total - part)) if size >= smallest]
         if len(parts) == 1 and len(parts[0]) < len(members):
             # the others are too few to be an entity: look at this part without them
             stack.append((parts[0], depth))
             continue
-        nodes.append((members, depth, float(mean)))
+        nodes.append((depth, mean, leaves, len(parts) < 2))
         if len(parts) == 2:
             stack += [(part, depth + 1) for part in reversed(parts)]
         else:
             leaf[members] = leaves
             leaves += 1
-    tree = []
-    for members, depth, distance in nodes:
-        below = leaf[members]
-        below = below[below >= 0]
-        # The leaves are numbered depth first.
-        tree.append(Cluster(np.arange(below.min(), below.max() + 1), depth, distance))
-    return leaf, tree
+    tree, sizes = [], []
+    for depth, distance, first, is_leaf in reversed(nodes):  # a node's parts come before it
+        sizes.append(1 if is_leaf else sizes.pop() + sizes.pop())
+        tree.append(Cluster(np.arange(first, first + sizes[-1]), depth, distance))
+    return leaf, tree[::-1]
 
 
 def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -111,29 +112,46 @@ def two_means(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
         points: (K, D) float64 around their weighted mean, K > 1, not all the same.
         weights: (K,) float64, positive.
 
-    Returns (K,) bool with both values: the best of 26 cuts, across the first three axes and between them, all improved
-    (Lloyd 1982) until the best of them becomes no better.
+    Returns (K,) bool with both values. Of few points, the best of all cuts; else the best of 26, across the first three
+    axes and between them, all improved (Lloyd 1982) until the best of them becomes no better.
     """
-    heavy = points * weights[:, None]
-    total = weights.sum()
-    along = points[:, :3] @ (DIRECTIONS * np.sqrt((heavy * points).sum(axis=0)[:3])).T  # (K, 13)
-    offset = START_OFFSET * np.sqrt(weights @ along**2 / total)
+    heavy = np.empty((points.shape[1] + 1, len(points)))
+    heavy[-1] = weights / weights.sum()
+    np.multiply(points.T, heavy[-1], out=heavy[:-1])
+    if len(points) <= FEW_POINTS:
+        cuts = _all_cuts(len(points))
+        return cuts[:, _gain(heavy @ cuts).argmax()] > 0
+    deviations = np.sqrt(np.einsum("ij,ji->i", heavy[:3], points[:, :3]))
+    along = points[:, :3] @ (DIRECTIONS * deviations).T  # (K, 13)
+    offset = START_OFFSET * np.sqrt(heavy[-1] @ (along * along))
     sides = np.concatenate([along > offset, along > -offset], axis=1)  # (K, 26)
     best, best_gain, stale = np.arange(len(points)) == 0, 0.0, 0
     while stale < 2:
-        on = sides.astype(np.float64)
-        mass, sums = weights @ on, on.T @ heavy  # of the points on this side; those of the others are the rest
-        mass = np.minimum(np.maximum(mass, 1e-9 * total), (1 - 1e-9) * total)
-        one, other = 1 / mass, 1 / (total - mass)
-        squared = (sums * sums).sum(axis=1)
-        gain = squared * (one + other)  # by so much do the squared distances become less
+        totals = heavy @ sides.astype(np.float64)
+        gain = _gain(totals)
         leader = gain.argmax()
         if gain[leader] > best_gain * (1 + 1e-9):
             best, best_gain, stale = sides[:, leader], gain[leader], 0
         else:
             stale += 1
-        sides = points @ (sums * (one + other)[:, None]).T > squared * (one * one - other * other) / 2
+        sides = points @ totals[:-1] > gain * (0.5 - totals[-1])  # nearer to the mean of this side
     return best
+
+
+def _gain(totals: np.ndarray) -> np.ndarray:
+    """By how much each of C cuts lessens the mean squared distance.
+
+    `totals` (D + 1, C) are of the points on one side: the sum around the mean of all, and the share. The other side has
+    the rest.
+    """
+    sums, share = totals[:-1], totals[-1]
+    return np.einsum("ij,ij->j", sums, sums) / np.maximum(share * (1 - share), 1e-9)
+
+
+@cache
+def _all_cuts(count: int) -> np.ndarray:
+    """(K, C) float64 of 0 and 1, every way to part K = count things in two."""
+    return (np.arange(1, 1 << (count - 1)) >> np.arange(count)[:, None] & 1).astype(np.float64)
 
 
 def features(colors: np.ndarray) -> np.ndarray:
@@ -154,18 +172,25 @@ def nearest_two(points: np.ndarray, references: np.ndarray) -> tuple[np.ndarray,
     rows = max(1, (1 << 20) // len(references))
     for start in range(0, len(points), rows):
         block = slice(start, start + rows)
-        away = distances(points[block], references)
+        away = _squared_distances(points[block], references)
         each = np.arange(len(away))
         index[block] = nearest = away.argmin(axis=1)
         first[block] = away[each, nearest]
         away[each, nearest] = np.inf
         second[block] = away.min(axis=1)
-    return index, first, second
+    return index, np.sqrt(first), np.sqrt(second)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Euclidean distances (A, B) between the rows of a (A, D) and b (B, D)."""
-    return np.sqrt(np.maximum((a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1), 0))
+    return np.sqrt(_squared_distances(a, b))
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    squared = (-2 * a) @ b.T
+    squared += (a**2).sum(1)[:, None]
+    squared += (b**2).sum(1)
+    return np.maximum(squared, 0, out=squared)
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:

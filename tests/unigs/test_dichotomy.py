@@ -1,5 +1,7 @@
 """Decoding: exact on clean maps, sane on noisy ones, deterministic, and strict about its input."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from unigs.dichotomy import decode_colormap, decode_colormaps, dichotomy
 from unigs.palette import LocationAwarePalette
 from unigs.parts import split_components
 from unigs.pipeline import UniGSPipeline
-from unigs.splitting import features, rgb_to_lab, two_means
+from unigs.splitting import FEW_POINTS, features, rgb_to_lab, two_means
 
 
 @st.composite
@@ -276,6 +278,9 @@ def test_flat_colours_just_further_apart_than_delta_are_told_apart(seed):
         (Image.new("I;16", (4, 4)), "mode RGB, RGBA, P, L or 1, got mode I;16"),
         (Image.new("F", (4, 4)), "got mode F"),
         (torch.zeros(4, 4, 3, dtype=torch.bfloat16), r"got bfloat16 \(4, 4, 3\)"),
+        # Of these there is nothing to copy, so they are refused where they are.
+        (torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"), "channels last"),
+        (torch.zeros(4, 4, 3, device="meta"), "got float32"),
     ],
 )
 def test_other_layouts_are_errors(colormap, message):
@@ -395,6 +400,20 @@ def test_no_k_means_finds_a_better_split():
         ours = weights @ ((points - np.where(side[:, None], *means)) ** 2).sum(axis=1)
         oracle = KMeans(2, n_init=20, random_state=0, tol=0).fit(points, sample_weight=weights).inertia_
         assert ours <= oracle * 1.001 + 1e-6
+
+
+@pytest.mark.parametrize("count", range(2, FEW_POINTS + 1))
+def test_no_split_of_few_colours_is_better(count):
+    rng = np.random.default_rng(count)
+    points, weights = features(rng.uniform(0, 255, (count, 3))), np.exp(rng.normal(0, 3, count))
+    points -= weights @ points / weights.sum()
+
+    def spread(side):
+        parts = [(points[part], weights[part]) for part in (side, ~side)]
+        return sum(mass @ ((part - mass @ part / mass.sum()) ** 2).sum(axis=1) for part, mass in parts)
+
+    cuts = (np.array(cut) for cut in itertools.product((False, True), repeat=count))
+    assert spread(two_means(points, weights)) <= min(spread(cut) for cut in cuts if 0 < cut.sum() < count) * (1 + 1e-9)
 
 
 def quality(samples, **options):
@@ -517,6 +536,9 @@ def test_a_batch_is_decoded_like_each_of_its_maps(processes):
     batch = decode_colormaps(iter(colormaps), keep_background=True, min_area=20, processes=processes)
     for colormap, entities in zip(colormaps, batch, strict=True):
         assert (decode_colormap(colormap, keep_background=True, min_area=20).labels == entities.labels).all()
+    for tensor in (torch.from_numpy(np.stack(colormaps)), torch.from_numpy(np.stack(colormaps, axis=3)).movedim(3, 0)):
+        for colormap, entities in zip(colormaps, decode_colormaps(tensor, processes=processes), strict=True):
+            assert (decode_colormap(colormap).labels == entities.labels).all()
     assert decode_colormaps([]) == []
     with pytest.raises(ValueError, match="uint8"):
         decode_colormaps([colormaps[0], np.zeros((4, 4, 3))], processes=processes)
