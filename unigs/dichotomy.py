@@ -423,13 +423,12 @@ def _sureness_of_grid(
     regions: Regions, bins: np.ndarray, means: np.ndarray, clusters: np.ndarray, centers: np.ndarray
 ) -> np.ndarray:
     """`_sureness` of the pixels of the grid, in clusters (G,); `means` (K, 3) are the colours of the used bins (K,)."""
-    code = regions.bins.ravel().take(regions.grid)
-    used = np.flatnonzero(np.bincount(code, minlength=BIN_COUNT))
+    used = np.flatnonzero(np.bincount(regions.grid_bins, minlength=BIN_COUNT))
     number = np.zeros(BIN_COUNT, np.intp)
     number[used] = np.arange(len(used))
     colors = colors_of_bins(used)
     colors[number.take(bins)] = means
-    pair = (number * len(centers)).take(code)
+    pair = (number * len(centers)).take(regions.grid_bins)
     pair += clusters
     weights = np.bincount(pair)
     seen = np.flatnonzero(weights)

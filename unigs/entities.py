@@ -255,7 +255,7 @@ def relabel(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
     """`table[labels]` of a label map (H, W), with no more memory than the result."""
     result = np.empty(labels.shape, table.dtype)
     for row, renamed in zip(_blocks(labels), _blocks(result), strict=True):
-        table.take(row, out=renamed, mode="clip")
+        renamed[:] = table.take(row)
     return result
 
 

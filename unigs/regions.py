@@ -56,14 +56,20 @@ class Regions:
         step = max(1, round((height * width / PLACES) ** 0.5))
         return (_every(height, step)[:, None] * width + _every(width, step)).ravel()
 
+    @cached_property
+    def grid_bins(self) -> np.ndarray:
+        """(G,) int64, the bin of each pixel of the grid."""
+        return self.bins.ravel().take(self.grid).astype(np.intp)
+
     def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the grid inside regions, or all of it if nothing is inside.
 
         Returns the K bins in use (K,), the number of places in each (K,) and the sums of their colours (K, 3) float64.
         """
-        places = self.grid.compress(self.inside.ravel().take(self.grid))
-        places = places if len(places) else self.grid
-        code = self.bins.ravel().take(places).astype(np.intp)
+        inside = self.inside.ravel().take(self.grid)
+        if not inside.any():
+            inside[:] = True
+        places, code = self.grid.compress(inside), self.grid_bins.compress(inside)
         count = np.bincount(code, minlength=BIN_COUNT)
         used = np.flatnonzero(count)
         planes = self.smooth.reshape(3, -1).take(places, axis=1)
