@@ -13,7 +13,7 @@ from torch import Tensor
 from ..unigs.conditions import paste_known, vote
 from ..unigs.tasks import Task
 from .conditioning import HALVES, NO_HOLD, check_task, picture_inputs, prepare, task_inputs
-from .types import CATEGORY, as_pictures, image_batch, size_of
+from .types import CATEGORY, NOT_GIVEN, as_pictures, image_batch, size_of
 
 SEEDS = 2**64
 
@@ -97,13 +97,19 @@ class UniGSSampler(io.ComfyNode):
     def validate_inputs(
         cls,
         task: str | None = None,
+        prompt: str | None = None,
         sampler_name: str | None = None,
         scheduler: str | None = None,
+        image: Any = NOT_GIVEN,
+        coarse_mask: Any = NOT_GIVEN,
+        colormap: Any = NOT_GIVEN,
         hold: str | None = None,
     ) -> bool | str:
         return check_task(
             task,
+            prompt,
             hold,
+            {"image": image, "coarse_mask": coarse_mask, "colormap": colormap},
             sampler_name=(sampler_name, comfy.samplers.SAMPLER_NAMES),
             scheduler=(scheduler, comfy.samplers.SCHEDULER_NAMES),
         )
