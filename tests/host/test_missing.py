@@ -21,6 +21,9 @@ class Without:
         return None if missing else self.finder.find_spec(name, *where)
 
 sys.meta_path[:] = map(Without, sys.meta_path)
+
+from importlib.util import find_spec
+open(__file__ + ".found", "w").write(str([one for one in {BLOCKED!r} if find_spec(one)]))
 """
 
 
@@ -36,6 +39,8 @@ def server(tmp_path_factory):
 
 
 def test_every_node_is_listed(server):
+    found = server.data / "custom_nodes" / "blocker" / "prestartup_script.py.found"
+    assert found.read_text() == "[]"
     pages = {page.stem for page in (REPO / "web" / "docs").glob("UniGS*.md")}
     assert {name for name in server.client.object_info() if name.startswith("UniGS")} == pages
 
