@@ -130,7 +130,7 @@ def spread(value: Tensor, batch: int) -> Tensor:
 
 
 def one_picture_each(batches: list[Tensor], image: list[Tensor] | None) -> list[Tensor]:
-    """A picture (3, H, W) for each batch of masks (N, H, W); white ones if there is no image.
+    """A picture (3, H, W), on the CPU, for each batch of masks (N, H, W); white ones if there is no image.
 
     Args:
         image: IMAGEs; they hold one picture for each batch, or one for all.
@@ -139,7 +139,7 @@ def one_picture_each(batches: list[Tensor], image: list[Tensor] | None) -> list[
     """
     if image is None:
         return [torch.ones(3, *batch.shape[1:]) for batch in batches]
-    found = [picture for batch in image for picture in as_pictures(batch, "image")]
+    found = [picture for batch in image for picture in as_pictures(batch, "image").cpu()]
     if len(found) not in (1, len(batches)):
         raise ValueError(
             f"image: {len(found)} pictures for {len(batches)} batches of masks; give one for each, or one for all"
