@@ -125,6 +125,12 @@ def encode(scene: Scene) -> Columns:
     return [[encoded], [scene.preview(encoded)]]
 
 
+def coarse(scene: Scene) -> Columns:
+    settings = {"boxes": "20,30,60,110; 76,56,112,112", "width": 128, "height": 128, "kind": "curve", "seed": 0}
+    mask = scene.add("UniGSCoarseMaskFromBox", **settings, image=scene.picture())
+    return [[mask], [scene.mask(mask), scene.mask(mask, 1)]]
+
+
 def save(scene: Scene) -> Columns:
     picture = scene.picture()
     masks = scene.decode([scene.task("entity", image=picture)[0], 1])
@@ -155,6 +161,7 @@ PICTURES: dict[str, Callable[[Scene], Columns]] = {
     "UniGSSampler": sampler,
     "UniGSConditioning": conditioning,
     "UniGSSplitLatent": split_latent,
+    "UniGSCoarseMaskFromBox": coarse,
     "UniGSColormapEncode": encode,
     "UniGSDichotomyDecode": decode,
     "UniGSEntityMaskSplit": split,
