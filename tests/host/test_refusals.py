@@ -72,12 +72,25 @@ def test_a_choice_that_does_not_exist(server, graph, picture, name, value):
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("steps", -1, "min of 0"), ("cfg", -0.5, "min of 0"), ("ensemble", 0, "min of 1"), ("ensemble", 65, "max of 64")],
+    [
+        ("steps", -1, "min of 0"),
+        ("cfg", -0.5, "min of 0"),
+        ("ensemble", 0, "ensemble: expected 1 to 64, got 0"),
+        ("ensemble", 65, "ensemble: expected 1 to 64, got 65"),
+    ],
 )
 def test_a_number_out_of_range(server, graph, picture, name, value, message):
     with pytest.raises(PromptRejected, match=message):
         add_task(graph, "UniGSSampler", "entity", picture, {"image"}, **{name: value})
         server.client.run(graph.prompt)
+
+
+def test_an_ensemble_in_a_task_that_paints(server, graph, picture):
+    inputs = {"connected": {"colormap"}, "prompt": "dog", "ensemble": 2}
+    found = refusals(server, graph, add_task(graph, "UniGSSampler", "synthesis", picture, **inputs))
+    assert found and all(
+        "ensemble: 2 colormaps can vote in the tasks referring and entity only" in one for one in found
+    )
 
 
 def test_what_is_behind_a_link_is_not_judged_before_it_is_known(server, graph, picture):
