@@ -8,9 +8,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..unigs.coarse_mask import Kind, coarse_mask
-from .types import CATEGORY, as_pictures, flatten_boxes, mask_batch, parse_boxes, size_of
+from .types import CATEGORY, NOT_GIVEN, as_pictures, check_choices, flatten_boxes, mask_batch, parse_boxes, size_of
 
 MAX_SIDE = 16384
+KINDS = ["curve", "box", "full"]
+NO_BOX = "boxes: no box given; write x1,y1,x2,y2 in pixels, connect bboxes, or choose kind full"
 
 
 class CoarseMaskFromBox(io.ComfyNode):
@@ -46,7 +48,7 @@ class CoarseMaskFromBox(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "kind",
-                    options=["curve", "box", "full"],
+                    options=KINDS,
                     default="curve",
                     tooltip="curve: a rounded blob around each box; box: a somewhat larger box; full: the whole "
                     "picture.",
@@ -75,6 +77,20 @@ class CoarseMaskFromBox(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, boxes: str | None = None, kind: str | None = None, bboxes: Any = NOT_GIVEN) -> bool | str:
+        chosen = check_choices({"kind": (kind, KINDS)})
+        if chosen is not True or boxes is None or kind in (None, "full"):
+            return chosen
+        try:
+            found = parse_boxes(boxes)
+        except ValueError as error:
+            return str(error)
+        for box in found:
+            if box[2] <= box[0] or box[3] <= box[1]:
+                return f"boxes: {box} has no area: expected x1 < x2 and y1 < y2"
+        return bool(found) or bboxes is not NOT_GIVEN or NO_BOX
+
+    @classmethod
     def execute(
         cls,
         boxes: str,
@@ -91,7 +107,7 @@ class CoarseMaskFromBox(io.ComfyNode):
             whole = torch.ones(1, *size)
             return io.NodeOutput(whole, whole)
         if not found:
-            raise ValueError("boxes: no box given; write x1,y1,x2,y2 in pixels, connect bboxes, or choose kind full")
+            raise ValueError(NO_BOX)
         rng = np.random.default_rng(seed)
         regions = np.stack([coarse_mask([box], size, kind, rng) for box in found])
         return io.NodeOutput(mask_batch(np.logical_or.reduce(regions)[None], size), mask_batch(regions, size))

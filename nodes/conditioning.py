@@ -3,6 +3,7 @@
 UniGS Sampler prepares its inputs by the same function.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,17 @@ from torch import Tensor
 
 from ..unigs.conditions import LATENT_CHANNELS, check_task_inputs, control_picture, latent_mask, pad_to_multiple
 from ..unigs.tasks import Task
-from .types import CATEGORY, as_masks_like, as_pictures, check_choices, image_batch, same_batch, size_of, spread
+from .types import (
+    CATEGORY,
+    NOT_GIVEN,
+    as_masks_like,
+    as_pictures,
+    check_choices,
+    image_batch,
+    same_batch,
+    size_of,
+    spread,
+)
 
 HALVES = ("image", "colormap")  # of the latents: channels 0-3 and 4-7
 NO_HOLD = "none"
@@ -70,8 +81,7 @@ def prepare(
         has_coarse_mask=coarse_mask is not None,
         has_prompt=bool(prompt.strip()),
     )
-    if hold != NO_HOLD and hold not in given:
-        raise ValueError(f"hold is {hold!r}, but there is no `{hold}`: connect what is to be held, or set hold to none")
+    _check_hold(hold, given)
     source_name = "image" if task.spec.needs_image else "colormap"
     used = {name: pixels for name, pixels in given.items() if name in (source_name, hold)}
     size = size_of(used[source_name])
@@ -175,9 +185,36 @@ def picture_inputs() -> list[Any]:
     ]
 
 
-def check_task(task: str | None, hold: str | None, **others: tuple[str | None, list[str]]) -> bool | str:
-    """`check_choices` of the inputs of both nodes, and of others."""
-    return check_choices({"task": (task, [known.value for known in Task]), "hold": (hold, HOLDS), **others})
+def _check_hold(hold: str, given: Container[str]) -> None:
+    if hold != NO_HOLD and hold not in given:
+        raise ValueError(f"hold is {hold!r}, but there is no `{hold}`: connect what is to be held, or set hold to none")
+
+
+def check_task(
+    task: str | None,
+    prompt: str | None,
+    hold: str | None,
+    pictures: dict[str, Any],
+    **choices: tuple[str | None, list[str]],
+) -> bool | str:
+    """For `validate_inputs`, before anything has run: True, or what is wrong. Values behind links are None.
+
+    Args:
+        pictures: "image", "coarse_mask" and "colormap", each NOT_GIVEN or anything else.
+        choices: those of other inputs, for `check_choices`.
+    """
+    chosen = check_choices({"task": (task, [known.value for known in Task]), "hold": (hold, HOLDS), **choices})
+    if chosen is not True:
+        return chosen
+    given = {name for name, value in pictures.items() if value is not NOT_GIVEN}
+    try:
+        if task is not None:
+            there = {f"has_{name}": name in given for name in pictures}
+            check_task_inputs(Task(task), **there, has_prompt=prompt is None or bool(prompt.strip()))
+        _check_hold(hold or NO_HOLD, given)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 class UniGSConditioning(io.ComfyNode):
@@ -207,8 +244,16 @@ class UniGSConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, task: str | None = None, hold: str | None = None) -> bool | str:
-        return check_task(task, hold)
+    def validate_inputs(
+        cls,
+        task: str | None = None,
+        prompt: str | None = None,
+        hold: str | None = None,
+        image: Any = NOT_GIVEN,
+        coarse_mask: Any = NOT_GIVEN,
+        colormap: Any = NOT_GIVEN,
+    ) -> bool | str:
+        return check_task(task, prompt, hold, {"image": image, "coarse_mask": coarse_mask, "colormap": colormap})
 
     @classmethod
     def execute(

@@ -1,6 +1,6 @@
 """Dichotomy Decode: colormaps -> entity masks. Entity Mask Split: entity masks -> single ones, boxes and cut-outs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from .types import (
     Box,
     as_colormaps,
     as_masks,
-    as_pictures,
     check_choices,
     image_batch,
     image_of,
     mask_batch,
+    one_picture_each,
+    one_score_each,
+    segs,
     size_of,
 )
 
@@ -29,6 +31,10 @@ ORDERS: dict[str, Callable[[Box, int], tuple[float, ...]] | None] = {
     "left to right": lambda box, area: (box[0] + box[2],),
     "top to bottom": lambda box, area: (box[1] + box[3],),
     "as given": None,
+}
+BOX_FORMATS: dict[str, Callable[[Box], Box]] = {
+    "x1 y1 x2 y2": lambda box: box,
+    "x y width height": lambda box: (box[0], box[1], box[2] - box[0], box[3] - box[1]),
 }
 
 
@@ -175,6 +181,32 @@ class EntityMaskSplit(io.ComfyNode):
                     tooltip="The picture for the cut-outs; as many pictures as batches of masks, or one for all. "
                     "Without it the cut-outs are white.",
                 ),
+                io.Combo.Input(
+                    "box_format",
+                    options=list(BOX_FORMATS),
+                    default="x1 y1 x2 y2",
+                    optional=True,
+                    tooltip="How boxes are written. x1 y1 x2 y2: two corners, as Coarse Mask From Box takes them; "
+                    "x y width height: a corner and the size, as most nodes of KJNodes take them.",
+                ),
+                io.Float.Input(
+                    "crop_factor",
+                    default=3.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    optional=True,
+                    tooltip="Only for SEGS: the region that comes with each entity is this many times as wide and high "
+                    "as its box, as far as the picture goes.",
+                ),
+                io.Float.Input(
+                    "scores",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Only for SEGS: how sure each entity is, one number a mask, from Dichotomy Decode. Without "
+                    "it they are 1.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -184,7 +216,7 @@ class EntityMaskSplit(io.ComfyNode):
                     "bboxes",
                     display_name="box list",
                     is_output_list=True,
-                    tooltip="The box of each mask: (x1, y1, x2, y2) in pixels, x2 and y2 just outside.",
+                    tooltip="The box of each mask in pixels, one by one. Of two corners the second lies just outside.",
                 ),
                 io.Mask.Output(
                     "mask",
@@ -198,12 +230,31 @@ class EntityMaskSplit(io.ComfyNode):
                     is_output_list=True,
                     tooltip="Each entity of the picture, transparent around it.",
                 ),
+                io.Mask.Output(
+                    "mask_batches",
+                    display_name="mask batch",
+                    is_output_list=True,
+                    tooltip="The masks that are left, in order, as one batch for each batch that came in.",
+                ),
+                io.BBOX.Output(
+                    "bbox_batches",
+                    display_name="boxes",
+                    is_output_list=True,
+                    tooltip="The boxes of such a batch in one list, for nodes that take all at once.",
+                ),
+                io.SEGS.Output(
+                    "segs",
+                    display_name="SEGS",
+                    is_output_list=True,
+                    tooltip="The entities of such a batch for the nodes of Impact Pack.",
+                ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, order: list[str] | None = None) -> bool | str:
-        return check_choices({"order": (order[0] if order else None, list(ORDERS))})
+    def validate_inputs(cls, order: list[str] | None = None, box_format: list[str] | None = None) -> bool | str:
+        given = {"order": (order, list(ORDERS)), "box_format": (box_format, list(BOX_FORMATS))}
+        return check_choices({name: (value[0] if value else None, known) for name, (value, known) in given.items()})
 
     @classmethod
     def execute(
@@ -214,53 +265,43 @@ class EntityMaskSplit(io.ComfyNode):
         index: list[int],
         crop: list[bool],
         image: list[Tensor] | None = None,
+        box_format: Sequence[str] = ("x1 y1 x2 y2",),
+        crop_factor: Sequence[float] = (3.0,),
+        scores: list[float] | None = None,
     ) -> io.NodeOutput:
         batches = [as_masks(batch, "masks") for batch in masks]
-        singles, boxes, chosen, cutouts = [], [], [], []
-        for batch, picture in zip(batches, _one_picture_each(batches, image), strict=True):
+        written = BOX_FORMATS[box_format[0]]
+        singles, boxes, chosen, cutouts, mask_batches, box_batches, all_segs = [], [], [], [], [], [], []
+        pictures, batch_scores = one_picture_each(batches, image), one_score_each(batches, scores)
+        for batch, picture, sure in zip(batches, pictures, batch_scores, strict=True):
             throw_exception_if_processing_interrupted()
-            found, found_boxes = _sorted(batch.cpu().numpy(), order[0], min_area[0])
+            found, found_boxes, kept = _sorted(batch.cpu().numpy(), order[0], min_area[0])
             size = size_of(batch)
             inside = -len(found) <= index[0] < len(found)
             chosen.append(mask_batch(found[index[0]][None] if inside else found[:0], size))
+            mask_batches.append(mask_batch(found, size))
+            given = None if image is None else picture
+            all_segs.append(segs(given, found, found_boxes, sure[kept].tolist(), size, crop_factor[0]))
             if not len(found):
                 found, found_boxes = np.zeros((1, *size), bool), [(0, 0, 0, 0)]
             singles += [mask_batch(mask[None], size) for mask in found]
-            boxes += found_boxes
+            boxes += map(written, found_boxes)
+            box_batches.append(list(map(written, found_boxes)))
             cutouts += [
                 _cut_out(picture, mask, box if crop[0] else None) for mask, box in zip(found, found_boxes, strict=True)
             ]
-        return io.NodeOutput(singles, boxes, chosen, cutouts)
+        return io.NodeOutput(singles, boxes, chosen, cutouts, mask_batches, box_batches, all_segs)
 
 
-def _one_picture_each(batches: list[Tensor], image: list[Tensor] | None) -> list[Tensor]:
-    """A picture (3, H, W) for each batch of masks; white ones if there is no image."""
-    if image is None:
-        return [torch.ones(3, *batch.shape[1:]) for batch in batches]
-    found = [picture for batch in image for picture in as_pictures(batch, "image")]
-    if len(found) not in (1, len(batches)):
-        raise ValueError(
-            f"image: {len(found)} pictures for {len(batches)} batches of masks; give one for each, or one for all"
-        )
-    found = found * (len(batches) // len(found))
-    for picture, batch in zip(found, batches, strict=True):
-        if picture.shape[1:] != batch.shape[1:]:
-            raise ValueError(
-                f"image: the picture has {tuple(picture.shape[1:])} pixels, its masks {tuple(batch.shape[1:])} "
-                "(height, width): resize one of them"
-            )
-    return found
-
-
-def _sorted(masks: np.ndarray, order: str, min_area: int) -> tuple[np.ndarray, list[Box]]:
-    """The masks (N, H, W) bool that are large enough, in order, with their boxes."""
+def _sorted(masks: np.ndarray, order: str, min_area: int) -> tuple[np.ndarray, list[Box], np.ndarray]:
+    """The masks (N, H, W) bool that are large enough, in order, with their boxes, and which they were (N,)."""
     areas = masks.sum(axis=(1, 2))
     kept = np.flatnonzero(areas >= max(min_area, 1))
     boxes = {int(i): tuple(box) for i, box in zip(kept, boxes_of_masks(masks[kept]).tolist(), strict=True)}
     key = ORDERS[order]
     if key is not None:
         kept = np.array(sorted(kept.tolist(), key=lambda i: key(boxes[i], int(areas[i]))), int)
-    return masks[kept], [boxes[int(i)] for i in kept]
+    return masks[kept], [boxes[int(i)] for i in kept], kept
 
 
 def _cut_out(picture: Tensor, mask: np.ndarray, box: Box | None) -> Tensor:

@@ -13,6 +13,7 @@ from .conditioning import UniGSConditioning, UniGSSplitLatent
 from .decode import DichotomyDecode, EntityMaskSplit
 from .load import UniGSLoader, register_model_folder
 from .sample import UniGSSampler
+from .save import SaveEntities
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class UniGSExtension(ComfyExtension):
             UniGSSplitLatent,
             DichotomyDecode,
             EntityMaskSplit,
+            SaveEntities,
         ]
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..unigs.conditions import paste_known, vote
 from ..unigs.tasks import Task
 from .conditioning import HALVES, NO_HOLD, check_task, picture_inputs, prepare, task_inputs
-from .types import CATEGORY, as_pictures, image_batch, size_of
+from .types import CATEGORY, NOT_GIVEN, as_pictures, image_batch, size_of
 
 SEEDS = 2**64
+MAX_ENSEMBLE = 64
 
 
 class UniGSSampler(io.ComfyNode):
@@ -72,7 +73,7 @@ class UniGSSampler(io.ComfyNode):
                     "ensemble",
                     default=1,
                     min=1,
-                    max=64,
+                    max=MAX_ENSEMBLE,
                     optional=True,
                     tooltip="For referring and entity: this many colormaps, of seed, seed + 1 and so on, vote on the "
                     "colour of each pixel. Takes as many times as long.",
@@ -97,16 +98,29 @@ class UniGSSampler(io.ComfyNode):
     def validate_inputs(
         cls,
         task: str | None = None,
+        prompt: str | None = None,
         sampler_name: str | None = None,
         scheduler: str | None = None,
+        image: Any = NOT_GIVEN,
+        coarse_mask: Any = NOT_GIVEN,
+        colormap: Any = NOT_GIVEN,
         hold: str | None = None,
+        ensemble: int | None = None,
     ) -> bool | str:
-        return check_task(
+        found = check_task(
             task,
+            prompt,
             hold,
+            {"image": image, "coarse_mask": coarse_mask, "colormap": colormap},
             sampler_name=(sampler_name, comfy.samplers.SAMPLER_NAMES),
             scheduler=(scheduler, comfy.samplers.SCHEDULER_NAMES),
         )
+        try:
+            if found is True and ensemble is not None:
+                check_ensemble(ensemble, Task(task) if task else None)
+        except ValueError as error:
+            return str(error)
+        return found
 
     @classmethod
     def execute(
@@ -132,11 +146,7 @@ class UniGSSampler(io.ComfyNode):
 
         # 1. Inputs
         chosen = Task.parse(task)
-        if ensemble > 1 and not chosen.spec.segments:
-            names = " and ".join(one.value for one in Task if one.spec.segments)
-            raise ValueError(
-                f"ensemble: {ensemble} colormaps can vote in the tasks {names} only, got {task}: set it to 1"
-            )
+        check_ensemble(ensemble, chosen)
         ready = prepare(model, clip, vae, chosen, prompt, negative, image, coarse_mask, colormap, hold)
         defaults = settings_of(model).task_defaults[chosen]
         steps = steps or int(defaults["num_inference_steps"])
@@ -184,3 +194,14 @@ class UniGSSampler(io.ComfyNode):
             source, mask = ready.source.to(painted.device), ready.mask.to(painted.device)
             painted = image_batch(paste_known(painted.movedim(-1, 1), source, mask))
         return io.NodeOutput(painted, painted_colormap)
+
+
+def check_ensemble(ensemble: int, task: Task | None) -> None:
+    """Raises ValueError for a number that cannot be, or not in this task; None is a task that is not known yet."""
+    if not 1 <= ensemble <= MAX_ENSEMBLE:
+        raise ValueError(f"ensemble: expected 1 to {MAX_ENSEMBLE}, got {ensemble}")
+    if ensemble > 1 and task is not None and not task.spec.segments:
+        names = " and ".join(one.value for one in Task if one.spec.segments)
+        raise ValueError(
+            f"ensemble: {ensemble} colormaps can vote in the tasks {names} only, got {task.value}: set it to 1"
+        )

@@ -1,13 +1,14 @@
 """What travels through ComfyUI's sockets, to and from what the engine speaks. The only BHWC <-> BCHW code.
 
-ComfyUI: IMAGE is float [0, 1] (B, H, W, C), MASK is float [0, 1] (B, H, W) or (H, W), BBOX is plain Python.
+ComfyUI: IMAGE is float [0, 1] (B, H, W, C), MASK is float [0, 1] (B, H, W) or (H, W), BBOX is plain Python, SEGS
+is what Impact Pack made of it: ((H, W), [SEG, ...]).
 Engine: pictures are float [0, 1] (B, 3, H, W) or uint8 (H, W, 3), masks are bool, boxes are half-open xyxy pixels.
 """
 
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,33 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 CATEGORY = "UniGS"
+# Default of an optional input in `validate_inputs`: what is not connected. What is has no value yet and comes as None.
+NOT_GIVEN = object()
 Box = tuple[float, float, float, float]
+
+
+class SEG(NamedTuple):
+    """An entity in SEGS: the fields, by the names, that the nodes of Impact Pack read. Boxes are half-open xyxy pixels.
+
+    Attributes:
+        cropped_image: (1, h, w, 3) float32 [0, 1], the picture in crop_region, or None where there is no picture.
+        cropped_mask: (h, w) float32, the mask in crop_region.
+        confidence: in [0, 1].
+        crop_region: the part of the picture that goes with the entity.
+        bbox: the entity's own box.
+        label, control_net_wrapper: what the nodes of that pack put there.
+    """
+
+    cropped_image: np.ndarray | None
+    cropped_mask: np.ndarray
+    confidence: float
+    crop_region: list[int]
+    bbox: list[int]
+    label: str
+    control_net_wrapper: Any = None
+
+
+Segs = tuple[tuple[int, int], list[SEG]]
 
 
 def as_pictures(image: Tensor, name: str) -> Tensor:
@@ -100,6 +127,81 @@ def same_batch(inputs: dict[str, Tensor]) -> int:
 def spread(value: Tensor, batch: int) -> Tensor:
     """(1 or B, ...) -> (B, ...)."""
     return value.expand(batch, *value.shape[1:])
+
+
+def one_picture_each(batches: list[Tensor], image: list[Tensor] | None) -> list[Tensor]:
+    """A picture (3, H, W), on the CPU, for each batch of masks (N, H, W); white ones if there is no image.
+
+    Args:
+        image: IMAGEs; they hold one picture for each batch, or one for all.
+
+    Raises ValueError naming the input if their number or size does not fit.
+    """
+    if image is None:
+        return [torch.ones(3, *batch.shape[1:]) for batch in batches]
+    found = [picture for batch in image for picture in as_pictures(batch, "image").cpu()]
+    if len(found) not in (1, len(batches)):
+        raise ValueError(
+            f"image: {len(found)} pictures for {len(batches)} batches of masks; give one for each, or one for all"
+        )
+    found = found * (len(batches) // len(found))
+    for picture, batch in zip(found, batches, strict=True):
+        if picture.shape[1:] != batch.shape[1:]:
+            raise ValueError(
+                f"image: the picture has {tuple(picture.shape[1:])} pixels, its masks {tuple(batch.shape[1:])} "
+                "(height, width): resize one of them"
+            )
+    return found
+
+
+def one_score_each(batches: list[Tensor], scores: list[float] | None) -> list[np.ndarray]:
+    """Scores (N,) for each batch of masks (N, H, W), of one list for all of them; 1 if there is none.
+
+    Raises ValueError naming the input if there are not as many scores as masks, or one is not in [0, 1].
+    """
+    counts = [len(batch) for batch in batches]
+    if scores is None:
+        return [np.ones(count, np.float32) for count in counts]
+    if len(scores) != sum(counts):
+        raise ValueError(f"scores: {len(scores)} for {sum(counts)} masks; connect those of the same Dichotomy Decode")
+    if not all(0 <= score <= 1 for score in scores):
+        raise ValueError(f"scores: expected numbers from 0 to 1, got {scores}")
+    return np.split(np.array(scores, np.float32), np.cumsum(counts)[:-1])
+
+
+def segs(
+    picture: Tensor | None,
+    masks: np.ndarray,
+    boxes: Sequence[Box],
+    scores: Sequence[float],
+    size: tuple[int, int],
+    crop_factor: float,
+) -> Segs:
+    """Entities -> SEGS.
+
+    Args:
+        picture: (3, H, W), or None.
+        masks: (N, H, W) bool.
+        boxes, scores: one each.
+        size: (H, W).
+        crop_factor: at least 1; each region is so many times as wide and high as its box, moved or cut to fit.
+    """
+    found = []
+    for mask, box, score in zip(masks, boxes, scores, strict=True):
+        left, top, right, bottom = (int(side) for side in box)
+        x1, x2 = _widen(left, right, crop_factor, size[1])
+        y1, y2 = _widen(top, bottom, crop_factor, size[0])
+        part = None if picture is None else image_batch(picture[None, :, y1:y2, x1:x2]).float().cpu().numpy()
+        cropped = np.ascontiguousarray(mask[y1:y2, x1:x2], np.float32)
+        found.append(SEG(part, cropped, float(score), [x1, y1, x2, y2], [left, top, right, bottom], "entity"))
+    return size, found
+
+
+def _widen(start: int, end: int, factor: float, limit: int) -> tuple[int, int]:
+    """A span so many times as long around the same middle, moved or cut to lie in [0, limit)."""
+    length = min(max(round((end - start) * factor), end - start), limit)
+    start = min(max((start + end - length) // 2, 0), limit - length)
+    return start, start + length
 
 
 def parse_boxes(text: str, name: str = "boxes") -> list[Box]:

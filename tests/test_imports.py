@@ -16,6 +16,7 @@ HOST_INTERFACE = {
     "comfy_execution",
     "folder_paths",
     "latent_preview",
+    "comfy.cli_args",
     "comfy.model_management",
     "comfy.sample",
     "comfy.samplers",

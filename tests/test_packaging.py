@@ -1,15 +1,21 @@
 """What the project declares: one version, requirements that replace nothing in a ComfyUI, every import covered."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
 import unigs
-from demo.requirements import requirements
+from demo.artwork import banner, icon
+from demo.requirements import requirements, tomllib
 
 REPO = Path(__file__).resolve().parent.parent
 IMPORT_NAMES = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn", "pyyaml": "yaml"}
@@ -91,3 +97,52 @@ def test_every_import_is_declared(folder: str, extras: list[str]):
 def test_an_unknown_extra_is_an_error():
     with pytest.raises(KeyError, match="nonsense"):
         requirements(["nonsense"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+@pytest.mark.parametrize(("publisher", "expected"), [({}, "some-owner"), ({"PUBLISHER_ID": "somebody"}, "somebody")])
+def test_what_the_registry_is_told_when_a_version_is_published(tmp_path, publisher, expected):
+    (tmp_path / ".github").mkdir()
+    for file in ("pyproject.toml", ".github/publishing.sh"):
+        shutil.copy(REPO / file, tmp_path / file)
+    named = {"GITHUB_REPOSITORY": "some-owner/some-name", "GITHUB_REF_NAME": "v1.2.3", "PATH": os.environ["PATH"]}
+    subprocess.run([tmp_path / ".github" / "publishing.sh"], env={**named, **publisher}, check=True)
+    before = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+    after = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))
+    assert after["project"].pop("urls") == {
+        "Repository": "https://github.com/some-owner/some-name",
+        "Documentation": "https://github.com/some-owner/some-name#readme",
+        "Issues": "https://github.com/some-owner/some-name/issues",
+    }
+    docs = "https://raw.githubusercontent.com/some-owner/some-name/v1.2.3/docs"
+    assert after["tool"]["comfy"] == {
+        "PublisherId": expected,
+        "DisplayName": "UniGS",
+        "Icon": f"{docs}/icon.png",
+        "Banner": f"{docs}/banner.png",
+        "requires-comfyui": ">=0.3.75",
+        "Models": [],
+    }
+    assert {**after, "tool": {**after["tool"], "comfy": before["tool"]["comfy"]}} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".github", "pyproject.toml"]
+
+
+@pytest.mark.parametrize("draw", [icon, banner])
+def test_icon_and_banner_are_what_their_command_draws_and_the_registry_takes(draw):
+    """Icons up to 800 x 400 pixels, banners of 21:9."""
+    with Image.open(REPO / "docs" / f"{draw.__name__}.png") as file:
+        width, height = file.size
+        assert (width == height <= 400) if draw is icon else (width * 9 == height * 21)
+        drawn = draw()
+        assert file.mode == drawn.mode and file.size == drawn.size
+        different = (np.asarray(file) != np.asarray(drawn)).any(axis=-1)
+    assert different.mean() < 0.05  # letters and edges: another Pillow may round otherwise
+
+
+def test_the_archive_of_the_registry_holds_all_that_the_nodes_need():
+    left_out = (REPO / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    left_out = {line.strip("/") for line in left_out if not line.startswith("#")}
+    needed = {"__init__.py", "nodes", "unigs", "web", "locales", "workflows", "pyproject.toml", "requirements.txt"}
+    needed |= {"README.md", "LICENSE", "NOTICE", "CHANGELOG.md", "docs", "training"}
+    assert not left_out & needed
+    assert all((REPO / one).exists() for one in left_out | needed)

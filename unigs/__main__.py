@@ -24,6 +24,7 @@ from .coarse_mask import coarse_mask
 from .dichotomy import background_radius_of, decode_colormap, dichotomy
 from .entities import Entities
 from .palette import LocationAwarePalette
+from .saving import save_entities, write_json
 from .splitting import Criterion
 from .tasks import Task
 from .visualize import contact_sheet, dichotomy_tree, overlay
@@ -318,18 +319,12 @@ def _save_entities(
     # Of an earlier run, which may have found more, or drawn more.
     for old in (*folder.glob("mask_*.png"), *folder.glob("cutout_*.png"), folder / "tree.png"):
         old.unlink(missing_ok=True)
+    paths = save_entities(entities, picture, f"{folder}/", file_name, masks=True, cutouts=options.cutouts)
     data = {**facts, **entities.to_dict()}
-    for mask, entity in zip(entities.masks, data["entities"], strict=True):
-        entity["mask"] = f"mask_{entity['id']:03d}.png"
-        Image.fromarray(mask).save(folder / entity["mask"])
-    if options.cutouts:
-        for cutout, entity in zip(entities.cutouts(picture), data["entities"], strict=True):
-            entity["cutout"] = f"cutout_{entity['id']:03d}.png"
-            cutout.save(folder / entity["cutout"])
-    overlay(picture, entities).save(folder / "overlay.png")
-    entities.to_indexed_image().save(folder / "labels.png")
-    for file, content in (("entities", data), ("coco", entities.to_coco(file_name=file_name))):
-        (folder / f"{file}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for kind in ("mask", "cutout"):
+        for path, entity in zip(paths[kind], data["entities"], strict=False):  # one each, or none were asked for
+            entity[kind] = Path(path).name
+    write_json(folder / "entities.json", data)
     count = f"{len(entities)} entit{'y' if len(entities) == 1 else 'ies'}"
     print(f"{name}: {count} in {seconds:.2f} s -> {folder}", flush=True)
 

@@ -34,7 +34,8 @@ def check_task_inputs(
         raise ValueError(f"task {task.value!r} needs `colormap`: the picture of flat entity colours to paint from")
     if spec.coarse_mask == "required" and not has_coarse_mask:
         raise ValueError(
-            f"task {task.value!r} needs `coarse_mask`: the region to fill (see unigs.coarse_mask for boxes)"
+            f"task {task.value!r} needs `coarse_mask`: the region to fill, like Coarse Mask From Box makes of boxes "
+            "(in Python: unigs.coarse_mask)"
         )
     if spec.needs_prompt and not has_prompt:
         raise ValueError(f"task {task.value!r} needs `prompt`: the entities to name, like 'dog and cat'")

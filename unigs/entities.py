@@ -90,6 +90,26 @@ class Entities:
         labels = relabel(parts, renumber.take(label))
         return cls(labels, colors[kept - 1], scores[kept - 1].astype(np.float32), totals[kept])
 
+    @classmethod
+    def from_masks(cls, masks: np.ndarray, scores: Any = None) -> "Entities":
+        """Entities of masks of any order, empty ones left out. Where masks overlap, the smaller one is on top.
+
+        Args:
+            masks: (K, H, W) bool.
+            scores: (K,) in [0, 1]; 1 if not given.
+
+        A mask that lies wholly under smaller ones is left out too, as nothing of it is seen.
+        """
+        masks = np.asarray(masks)
+        if masks.ndim != 3 or masks.dtype != bool:
+            raise ValueError(f"masks must be bool of shape (N, H, W), got {masks.dtype} {masks.shape}")
+        if scores is not None and len(scores) != len(masks):
+            raise ValueError(f"there are {len(masks)} masks, but {len(scores)} scores")
+        labels = np.zeros(masks.shape[1:], np.int32)
+        for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
+            labels[masks[index]] = index + 1
+        return cls.from_labels(labels, scores=scores)
+
     def __len__(self) -> int:
         return len(self.areas)
 

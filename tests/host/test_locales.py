@@ -1,5 +1,6 @@
 """Translations: of every string, of nothing else, as ComfyUI serves them. English has no file: it is the schemas'."""
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -7,12 +8,19 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from PIL import Image
 
 from demo.comfyui import PACK_NAME, REPO
 
 PAGES = REPO / "web" / "docs"
 ZH = json.loads((REPO / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
-HOST_NAMES = {"MODEL": "模型", "CLIP": "CLIP", "VAE": "VAE", "LATENT": "Latent"}  # in the frontend's own Chinese
+HOST_NAMES = {
+    "MODEL": "模型",
+    "CLIP": "CLIP",
+    "VAE": "VAE",
+    "LATENT": "Latent",
+    "SEGS": "SEGS",
+}  # in the frontend's own Chinese
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,7 @@ def test_every_node_input_and_output_is_translated_and_nothing_else(ours):
     assert ZH.keys() == ours.keys()
     for name, node in ours.items():
         assert ZH[name].keys() == {"display_name", "description", "inputs", "outputs"}
-        inputs = {one for group in node["input"].values() for one in group}
+        inputs = {one for kind in ("required", "optional") for one in node["input"].get(kind, {})}
         assert {one: slot.keys() for one, slot in ZH[name]["inputs"].items()} == {
             one: {"name", "tooltip"} for one in inputs
         }
@@ -81,14 +89,30 @@ def walk(value: object) -> Iterator[str]:
 @pytest.mark.parametrize("name", ZH)
 def test_tooltips_call_options_what_the_list_calls_them(ours, name):
     """The frontend does not translate options."""
-    for one, (_, settings) in (item for group in ours[name]["input"].values() for item in group.items()):
-        if one in ("task", "hold", "kind", "order"):
+    for one, (_, settings) in (
+        item for kind in ("required", "optional") for item in ours[name]["input"].get(kind, {}).items()
+    ):
+        if one in ("task", "hold", "kind", "order", "box_format"):
             assert all(option in ZH[name]["inputs"][one]["tooltip"] for option in settings["options"])
 
 
 def test_every_node_has_its_pages_and_there_are_no_others(ours):
-    pages = {page.relative_to(PAGES).as_posix() for page in PAGES.rglob("*") if page.is_file()}
+    pages = {page.relative_to(PAGES).as_posix() for page in PAGES.rglob("*.md")}
     assert pages == {f"{name}.md" for name in ours} | {f"{name}/zh.md" for name in ours}
+
+
+@pytest.mark.parametrize("name", sorted(ZH.keys() - {"UniGSCoarseMaskFromBox"}))
+def test_every_page_shows_a_picture_that_the_server_has(server, name):
+    """The frontend looks for a page's pictures beside the English pages, whichever language the page is in."""
+    shown = [
+        re.findall(r"!\[.+?\]\((.+?)\)", page.read_text("utf-8"))
+        for page in (PAGES / f"{name}.md", PAGES / name / "zh.md")
+    ]
+    assert shown[0] and shown[0] == shown[1]
+    for file in shown[0]:
+        assert (PAGES / file).stat().st_size < 100_000
+        with urlopen(f"{server.url}/extensions/{PACK_NAME}/docs/{file}", timeout=30) as answer:
+            assert Image.open(io.BytesIO(answer.read())).width <= 1000
 
 
 @pytest.mark.parametrize("name", ZH)

@@ -17,7 +17,11 @@ INPUTS = {
     ],
     "UniGSSplitLatent": ["latent"],
     "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background", "model", "components"],
-    "UniGSEntityMaskSplit": ["masks", "order", "min_area", "index", "crop", "image"],
+    "UniGSEntityMaskSplit": [
+        *["masks", "order", "min_area", "index", "crop", "image"],
+        *["box_format", "crop_factor", "scores"],
+    ],
+    "UniGSSaveEntities": ["image", "masks", "filename_prefix", "scores", "model"],
 }
 OUTPUTS = {
     "UniGSLoader": ["MODEL", "CLIP", "VAE"],
@@ -27,7 +31,8 @@ OUTPUTS = {
     "UniGSConditioning": ["MODEL", "CONDITIONING", "CONDITIONING", "LATENT"],
     "UniGSSplitLatent": ["LATENT", "LATENT"],
     "UniGSDichotomyDecode": ["MASK", "IMAGE", "IMAGE", "INT", "FLOAT"],
-    "UniGSEntityMaskSplit": ["MASK", "BBOX", "MASK", "IMAGE"],
+    "UniGSEntityMaskSplit": ["MASK", "BBOX", "MASK", "IMAGE", "MASK", "BBOX", "SEGS"],
+    "UniGSSaveEntities": [],
 }
 DISPLAY_NAMES = {
     "UniGSLoader": "UniGS Loader",
@@ -38,6 +43,7 @@ DISPLAY_NAMES = {
     "UniGSSplitLatent": "UniGS Split Latent",
     "UniGSDichotomyDecode": "Dichotomy Decode",
     "UniGSEntityMaskSplit": "Entity Mask Split",
+    "UniGSSaveEntities": "Save Entities",
 }
 
 
@@ -57,7 +63,7 @@ def test_sockets_and_widgets_are_what_saved_workflows_expect(object_info, name):
 def test_everything_is_explained(object_info, name):
     node = object_info[name]
     assert node["category"] == "UniGS" and len(node["description"]) > 40
-    for group in node["input"].values():
+    for group in (node["input"][kind] for kind in ("required", "optional") if kind in node["input"]):
         for _, settings in group.values():
             assert settings["tooltip"].endswith((".", ")"))
     assert len(node["output_tooltips"]) == len(node["output"])
@@ -78,3 +84,13 @@ def test_the_pack_costs_less_than_a_second_at_start(server, object_info):
     """Heavy libraries come with the first checkpoint."""
     lines = [line for line in server.log.read_text().splitlines() if "comfyui-unigs" in line and " seconds" in line]
     assert lines and float(lines[-1].split()[0]) < 1.0
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_numbers_have_sensible_ranges(object_info, name):
+    for group in object_info[name]["input"].values():
+        for one, (kind, *settings) in group.items():
+            if kind in ("INT", "FLOAT") and not settings[0].get("forceInput"):
+                given = settings[0]
+                assert given["min"] <= given["default"] <= given["max"], one
+                assert one == "index" or given["min"] >= 0, one

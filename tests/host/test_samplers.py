@@ -93,16 +93,6 @@ def failure(server, graph) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("node", ["UniGSSampler", "UniGSConditioning"])
-def test_what_is_to_be_held_must_be_there(server, graph, picture, node):
-    inputs = {"image": graph.add("LoadImage", image=picture), "hold": "colormap"}
-    if node == "UniGSSampler":
-        sampled(graph, "entity", **inputs)
-    else:
-        conditioned(graph, graph.loader(), task="entity", **inputs)
-    assert "hold is 'colormap', but there is no `colormap`" in failure(server, graph)
-
-
 def test_what_is_held_must_have_the_size_of_the_picture(server, graph, picture, upload):
     small = upload("small.png", np.zeros((32, 64, 3), np.uint8))
     inputs = {"image": graph.add("LoadImage", image=picture), "colormap": graph.add("LoadImage", image=small)}
@@ -160,8 +150,3 @@ def test_an_ensemble_can_be_cancelled(server, graph, picture):
     with pytest.raises(Interrupted):
         server.client.run(graph.prompt, on_progress=cancel)
     assert max(seen) < (40, 192) and seen[-1][1] == 192
-
-
-def test_only_what_segments_can_vote(server, graph, colours):
-    sampled(graph, "synthesis", colormap=graph.add("LoadImage", image=colours), prompt="dog", ensemble=2)
-    assert "ensemble: 2 colormaps can vote in the tasks referring and entity only" in failure(server, graph)
