@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from demo.client import Interrupted, NodeFailed, PromptRejected
+from demo.client import NodeFailed, PromptRejected
 
 
 @pytest.fixture(scope="module")
@@ -212,35 +212,6 @@ def test_the_model_in_another_sampler_says_what_to_use(server, graph):
     )
     graph.add("PreviewImage", images=graph.add("VAEDecode", samples=sampled, vae=graph.output(loader, 2)))
     assert "UniGS Sampler" in (told := str(failure(server, graph))) and "UniGS Conditioning" in told
-
-
-def test_cancel_takes_effect_and_leaves_the_server_well(server, graph, picture):
-    image = graph.add("LoadImage", image=picture)
-    graph.add("PreviewImage", images=graph.sampler("entity", image=image, steps=500))
-    seen = []
-
-    def cancel(node, value, maximum):
-        seen.append(value)
-        if value == 2:
-            server.client.interrupt()
-
-    with pytest.raises(Interrupted):
-        server.client.run(graph.prompt, on_progress=cancel)
-    assert max(seen) < 20
-    graph.prompt[next(n for n, v in graph.prompt.items() if v["class_type"] == "UniGSSampler")]["inputs"]["steps"] = 1
-    assert server.client.run(graph.prompt).previews > 0
-
-
-def test_the_same_prompt_again_runs_nothing_and_another_decoding_does_not_sample(server, graph, picture):
-    sampled = graph.sampler("entity", image=graph.add("LoadImage", image=picture), seed=77)
-    decoded = graph.add(
-        "UniGSDichotomyDecode", colormap=graph.output(sampled, 1), delta=10.0, min_area=0, keep_background=True
-    )
-    graph.add("MaskPreview", mask=decoded)
-    server.client.run(graph.prompt)
-    assert set(server.client.run(graph.prompt).cached) == graph.prompt.keys()
-    graph.prompt[decoded[0]]["inputs"]["delta"] = 20.0
-    assert sampled[0] in server.client.run(graph.prompt).cached
 
 
 def test_an_order_that_does_not_exist_is_refused(server, graph):

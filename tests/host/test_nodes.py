@@ -1,5 +1,7 @@
 """What ComfyUI says of the nodes: all there, all explained, saved workflows safe."""
 
+import re
+
 import pytest
 
 # Saved workflows store inputs by position, prompts by id: both are for ever. Appending is the only change
@@ -74,7 +76,7 @@ def test_the_pack_was_imported_without_a_complaint(server, object_info):
     assert lines and not [line for line in lines if any(complaint in line for complaint in complaints)]
 
 
-def test_the_pack_costs_less_than_a_second_at_start(server, object_info):
+def test_the_pack_costs_less_than_half_a_second_at_start(server, object_info):
     """Heavy libraries come with the first checkpoint."""
-    lines = [line for line in server.log.read_text().splitlines() if "comfyui-unigs" in line and " seconds" in line]
-    assert lines and float(lines[-1].split()[0]) < 1.0
+    found = re.findall(r"([\d.]+) seconds.*comfyui-unigs", server.log.read_text())
+    assert found and float(found[-1]) < 0.5
