@@ -294,6 +294,11 @@ class ComfyUI:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the server's process, or None where none was started."""
+        return self._process.pid if self._process else None
+
     def log_tail(self, lines: int = 40) -> str:
         """The end of the log, or an empty text where there is none."""
         if not self.log or not self.log.is_file():

@@ -241,7 +241,7 @@ def _one_picture_each(batches: list[Tensor], image: list[Tensor] | None) -> list
     """A picture (3, H, W) for each batch of masks; white ones if there is no image."""
     if image is None:
         return [torch.ones(3, *batch.shape[1:]) for batch in batches]
-    found = [picture for batch in image for picture in as_pictures(batch, "image")]
+    found = [picture for batch in image for picture in as_pictures(batch, "image").cpu()]
     if len(found) not in (1, len(batches)):
         raise ValueError(
             f"image: {len(found)} pictures for {len(batches)} batches of masks; give one for each, or one for all"
