@@ -113,7 +113,10 @@ def prepare(
         model, held = with_held(model, hold), image_batch(used[hold])
         halves = list(model.get_model_object("latent_format").process_out(empty).chunk(2, dim=1))
         halves[HALVES.index(hold)] = encoded(used[hold])
-        latent = {"samples": torch.cat(halves, dim=1), "noise_mask": torch.ones(batch, 1, *size_of(control), device=device)}
+        latent = {
+            "samples": torch.cat(halves, dim=1),
+            "noise_mask": torch.ones(batch, 1, *size_of(control), device=device),
+        }
     positive, negative_ = conditioning(task.spec.prompt(prompt)), conditioning(negative)
     return Prepared(model, positive, negative_, latent, source, mask, held)
 

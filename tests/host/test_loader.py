@@ -39,12 +39,15 @@ def sampled(graph, loaded, image="unigs_entity.png", **inputs):
     return graph.add("PreviewImage", images=graph.output(graph.sampler("entity", image=image, **loaded, **inputs), 1))
 
 
+@pytest.mark.promise("model paths")
 def test_checkpoints_are_listed_and_nothing_else(server):
     options = server.client.object_info("UniGSLoader")["UniGSLoader"]["input"]["required"]["checkpoint"][1]["options"]
     ours = ["bundled", "group/other", "mine", "one.safetensors"]
     assert options == [*ours, "base.safetensors", "inpainting.safetensors", "checkpoints/one.safetensors"]
 
 
+@pytest.mark.promise("precision")
+@pytest.mark.promise("model paths")
 @pytest.mark.parametrize("dtype", ["default", "fp32", "fp16", "bf16"])
 def test_the_same_weights_give_the_same_picture_in_every_form_and_precision(server, graph, shown, dtype):
     forms = FORMS if dtype == "default" else ["mine", "unigs/one.safetensors"]

@@ -43,10 +43,12 @@ DISPLAY_NAMES = {
 }
 
 
+@pytest.mark.promise("node ids")
 def test_every_node_of_ours_is_there_and_no_other_has_our_prefix(object_info):
     assert {name for name in object_info if name.startswith("UniGS")} == INPUTS.keys()
 
 
+@pytest.mark.promise("saved workflows")
 @pytest.mark.parametrize("name", INPUTS)
 def test_sockets_and_widgets_are_what_saved_workflows_expect(object_info, name):
     node = object_info[name]
