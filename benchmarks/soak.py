@@ -4,12 +4,13 @@
 
 Starts a server of its own and queues prompts of all tasks, with mixed sizes, batches, samplers and precisions, on two
 UniGS checkpoints, and now and then an ordinary graph of Stable Diffusion without any node of this pack. Some prompts
-are cancelled while they sample or decode, some are wrong on purpose and must end in one error that says why. Resident
-memory is read after each prompt; growth is from the warmed-up part to the end, medians of as many prompts at both ends.
-Ends with 1 if a prompt failed that should have worked, or memory grew by 3 % or more.
+are cancelled while they sample or decode, some are wrong on purpose and must end in one error that says why.
 
-The C library keeps freed memory for later, which hides what the host has given back. On Linux
-MALLOC_MMAP_THRESHOLD_=1048576 before the command makes it return every large block at once.
+Resident memory is read after each prompt, and every tenth time once more when Python has collected what is garbage and
+the C library has returned what it keeps of freed memory (on Linux; otherwise it keeps tens of MiB of it, more and more
+scattered, which says nothing of what is in use). Growth is that of the latter, from the end of the warm-up to the end
+of the run, medians of as many readings at both ends. Ends with 1 if a prompt failed that should have worked, or memory
+grew by 3 % or more.
 """
 
 import argparse
@@ -32,34 +33,42 @@ from PIL import Image
 from tqdm import tqdm
 
 from demo.client import ComfyUIError, Interrupted, NodeFailed
-from demo.comfyui import ComfyUI, version_wanted
+from demo.comfyui import PACK_NAME, REPO, ComfyUI, version_wanted
 from demo.graph import Graph
 from tests.unigs import ldm_files
 from unigs.checkpoints import bundled_model_dir
 from unigs.tasks import Task
 
+NEIGHBOUR = REPO / "tests" / "host" / "neighbour"
 ORDINARY = "ordinary.safetensors"
 SIZES = [(64, 64), (96, 128), (128, 128), (200, 136), (131, 97), (256, 192)]  # width, height
 MIB = 2**20
 MOST_GROWTH = 0.03
+EVERY = 10
 
 
 @dataclass
 class Report:
-    """What came of the prompts; `resident` is the server's memory in MiB after each of them."""
+    """What came of the prompts.
+
+    Attributes:
+        resident: the server's memory in MiB after each of them.
+        in_use: the same after every `EVERY`th, without what is garbage and what the C library keeps.
+    """
 
     version: str
     ended: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     resident: list[float] = field(default_factory=list)
+    in_use: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     until_cancelled: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     after_free: float | None = None
 
     def growth(self, warm_up: int) -> tuple[float, float, float]:
-        """(memory when warmed up, at the end, growth between); medians of as many prompts, at most a fifth of them."""
-        warm = self.resident[min(warm_up, len(self.resident) - 1) :]
+        """(memory in use when warmed up, at the end, growth between): medians of a fifth of the readings each."""
+        warm = self.in_use[min(warm_up // EVERY, len(self.in_use) - 1) :]
         count = max(1, len(warm) // 5)
         before, after = statistics.median(warm[:count]), statistics.median(warm[-count:])
         return before, after, after / before - 1
@@ -72,18 +81,15 @@ class Report:
             "ended": dict(self.ended),
             "kinds": dict(self.kinds),
             "failures": self.failures,
-            "resident_mib": {
-                "warmed_up": before,
-                "end": after,
-                "most": max(self.resident),
-                "after_free": self.after_free,
-            },
+            "in_use_mib": {"warmed_up": before, "end": after, "after_free": self.after_free},
+            "resident_mib": {"end": statistics.median(self.resident[-EVERY:]), "most": max(self.resident)},
             "growth": growth,
             "seconds_median": statistics.median(self.seconds) if self.seconds else None,
             "seconds_until_cancelled": {
                 "median": statistics.median(self.until_cancelled) if self.until_cancelled else None,
                 "most": max(self.until_cancelled, default=None),
             },
+            "in_use_mib_after_every_tenth": [round(value, 1) for value in self.in_use],
             "resident_mib_after_each": [round(value, 1) for value in self.resident],
         }
 
@@ -94,12 +100,17 @@ class Report:
             ("prompts", ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))),
             ("ended", ", ".join(f"{count} {end}" for end, count in sorted(self.ended.items()))),
             ("failed that should have worked", str(len(self.failures))),
-            ("resident memory, warmed up", f"{before:.0f} MiB"),
-            ("resident memory, at the end", f"{after:.0f} MiB ({growth:+.2%})"),
-            ("resident memory, most", f"{max(self.resident):.0f} MiB"),
+            ("memory in use, warmed up", f"{before:.0f} MiB"),
+            ("memory in use, at the end", f"{after:.0f} MiB ({growth:+.2%})"),
         ]
         if self.after_free is not None:
-            rows.append(("resident memory, after /free", f"{self.after_free:.0f} MiB"))
+            rows.append(("memory in use, after /free", f"{self.after_free:.0f} MiB"))
+        rows.append(
+            (
+                "resident, with what the C library keeps: at the end, most",
+                f"{statistics.median(self.resident[-EVERY:]):.0f}, {max(self.resident):.0f} MiB",
+            )
+        )
         if self.seconds:
             rows.append(("seconds a prompt, median", f"{statistics.median(self.seconds):.2f}"))
         if self.until_cancelled:
@@ -185,6 +196,13 @@ class Prompts:
         return graph
 
 
+def memory_in_use(server: ComfyUI, number: int) -> float:
+    """Resident memory of the server in MiB, trimmed; by a node of the pack that the tests put beside ours."""
+    graph = Graph()
+    node = graph.add("NeighbourProbe", pack=PACK_NAME, number=number)
+    return json.loads(server.client.run(graph.prompt).outputs[node[0]]["text"][0])["resident"][1] / MIB
+
+
 def run_one(server: ComfyUI, graph: Graph, cancel_at: int | None, report: Report) -> str:
     """How the prompt ended: finished or cancelled; anything else is raised."""
     sent: list[float] = []
@@ -239,10 +257,11 @@ def soak(
             report.ended["failed"] += 1
             report.failures.append(f"prompt {number}: {error}")
         report.resident.append(process.memory_info().rss / MIB)
+        if number % EVERY == EVERY - 1:
+            report.in_use.append(memory_in_use(server, number))
         each()
     server.client.free()
-    time.sleep(5)  # the server does it between two prompts, in a thread of its own
-    report.after_free = process.memory_info().rss / MIB
+    report.after_free = memory_in_use(server, prompts)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -253,11 +272,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of everything that is by chance (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the whole report")
     options = parser.parse_args(argv)
-    if not 0 <= options.cancels <= options.prompts or options.prompts <= options.warm_up:
+    if not 0 <= options.cancels <= options.prompts or options.prompts < options.warm_up + EVERY:
         parser.error("there must be more prompts than cancels and than the warm-up")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     report = Report(version_wanted())
     with tempfile.TemporaryDirectory() as data:
+        shutil.copytree(NEIGHBOUR, Path(data) / "custom_nodes" / NEIGHBOUR.name)
         args = ("--preview-method", "auto", "--cache-classic")
         try:
             with (
@@ -276,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             print("stopped; so far:", file=sys.stderr)
-    if not report.resident:
+    if not report.in_use:
         return 130
     print(report.table(options.warm_up))
     for failure in report.failures:

@@ -51,7 +51,7 @@ def main(repo: Path) -> dict[str, Any]:
     report: dict[str, Any] = {}
     import_pack(repo)
 
-    with missing("comfy.sd1_clip"):
+    with missing("comfy.supported_models"):
         report["nodes without the host's internals"] = node_names()
         try:
             importlib.import_module("pack.nodes.load").UniGSLoader.execute("bundled", "default")

@@ -58,7 +58,8 @@ def test_the_same_weights_give_the_same_picture_in_every_form_and_precision(serv
     assert expected.std() > 5
     for form, node in nodes.items():
         difference = np.abs(shown(done, node[0])[0] - expected).mean()
-        assert difference < {"bf16": 2, "fp16": 0.5}.get(dtype, 1e-9), form
+        # Weights are read in place, and sums depend on how they lie in a file: a pixel may round the other way.
+        assert difference < {"bf16": 2, "fp16": 0.5}.get(dtype, 1e-3), form
 
 
 def test_stable_diffusion_as_it_was_published_is_widened_with_a_warning(server, graph, shown, upload):
