@@ -6,9 +6,9 @@
         result = server.client.run(prompt)
 
 ComfyUI itself is not part of this repository: it is fetched into `.comfyui/`, in one of the versions of `RELEASES`.
-Environment: `COMFYUI_VERSION`, which of them; `COMFYUI_PATH`, a ComfyUI folder to use instead of fetching one (nothing
-is written into it); `COMFYUI_PYTHON`, the interpreter that runs it (default: this one); `COMFYUI_ARGS`, further command
-line options for it.
+Environment: `COMFYUI_VERSION`, which of them; `COMFYUI_PATH`, a ComfyUI folder to use instead (nothing is written into
+it; the packages are still those of `COMFYUI_VERSION`); `COMFYUI_PYTHON`, the interpreter that runs it, with packages of
+its own (default: this one); `COMFYUI_ARGS`, further command line options for it.
 """
 
 import argparse

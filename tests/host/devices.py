@@ -48,7 +48,9 @@ def main() -> dict[str, Any]:
         return lambda **inputs: UniGSSampler.execute(*loaded, task, "dog", "", *settings, **inputs, **options).args
 
     def split(masks: Tensor, image: Tensor) -> tuple:
-        singles, _, chosen, cutouts = EntityMaskSplit.execute([masks], ["as given"], [0], [0], [False], [image]).args
+        singles, _, chosen, cutouts, *_ = EntityMaskSplit.execute(
+            [masks], ["as given"], [0], [0], [False], [image]
+        ).args
         return *singles, *chosen, *cutouts
 
     return {
