@@ -6,11 +6,11 @@ Starts a server of its own and queues prompts of all tasks, with mixed sizes, ba
 UniGS checkpoints, and now and then an ordinary graph of Stable Diffusion without any node of this pack. Some prompts
 are cancelled while they sample or decode, some are wrong on purpose and must end in one error that says why.
 
-Resident memory is read after each prompt, and every tenth time once more when Python has collected what is garbage and
-the C library has returned what it keeps of freed memory (on Linux; otherwise it keeps tens of MiB of it, more and more
-scattered, which says nothing of what is in use). Growth is that of the latter, from the end of the warm-up to the end
-of the run, medians of as many readings at both ends. Ends with 1 if a prompt failed that should have worked, or memory
-grew by 3 % or more.
+Resident memory is read after each prompt, and every tenth time once more when the host's list of past runs is emptied,
+Python has collected what is garbage and the C library has returned what it keeps of freed memory (on Linux; it keeps
+tens of MiB of it, more and more scattered, which says nothing of what is in use). Growth is that of the latter, from
+the end of the warm-up to the end of the run, medians of as many readings at both ends. Ends with 1 if a prompt failed
+that should have worked, or memory grew by 3 % or more.
 """
 
 import argparse
@@ -197,7 +197,11 @@ class Prompts:
 
 
 def memory_in_use(server: ComfyUI, number: int) -> float:
-    """Resident memory of the server in MiB, trimmed; by a node of the pack that the tests put beside ours."""
+    """Resident memory of the server in MiB, trimmed; by a node of the pack that the tests put beside ours.
+
+    The host keeps the prompts and outputs of the last 10000 runs to show them; that list is emptied first.
+    """
+    server.client.post("/history", {"clear": True})
     graph = Graph()
     node = graph.add("NeighbourProbe", pack=PACK_NAME, number=number)
     return json.loads(server.client.run(graph.prompt).outputs[node[0]]["text"][0])["resident"][1] / MIB
