@@ -7,15 +7,18 @@ UniGS checkpoints, and now and then an ordinary graph of Stable Diffusion withou
 are cancelled while they sample or decode, some are wrong on purpose and must end in one error that says why.
 
 Resident memory is read after each prompt, and every tenth time once more when the host's list of past runs is emptied,
-Python has collected what is garbage and the C library has returned what it keeps of freed memory (on Linux; it keeps
-tens of MiB of it, more and more scattered, which says nothing of what is in use). Growth is that of the latter, from
-the end of the warm-up to the end of the run, medians of as many readings at both ends. Ends with 1 if a prompt failed
-that should have worked, or memory grew by 3 % or more.
+Python has collected what is garbage and the C library has returned what it keeps of freed memory. Growth is that of the
+latter, from the end of the warm-up to the end of the run, medians of as many readings at both ends. Ends with 1 if a
+prompt failed that should have worked, or memory grew by 3 % or more.
+
+With the C library's own settings its heaps get more and more scattered, by tens of MiB up and down, which hides what is
+in use; so the server runs with MALLOC_ARENA_MAX=1 and MALLOC_MMAP_THRESHOLD_=65536, unless these are set otherwise.
 """
 
 import argparse
 import json
 import logging
+import os
 import random
 import shutil
 import statistics
@@ -280,6 +283,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("there must be more prompts than cancels and than the warm-up")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     report = Report(version_wanted())
+    # For the server: glibc gives each larger block back by itself, instead of keeping them scattered in its heaps.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     with tempfile.TemporaryDirectory() as data:
         shutil.copytree(NEIGHBOUR, Path(data) / "custom_nodes" / NEIGHBOUR.name)
         args = ("--preview-method", "auto", "--cache-classic")
