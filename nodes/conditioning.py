@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from comfy.model_management import intermediate_device
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -67,10 +68,10 @@ def prepare(
     """Raises ValueError naming the input that is missing or does not fit."""
     from .native import encode, settings_of, with_held, with_task
 
-    # 1. Inputs, as the engine speaks: pictures (B, 3, H, W), coarse mask (B, H, W).
-    settings = settings_of(model)
+    # 1. Inputs, as the engine speaks: pictures (B, 3, H, W), coarse mask (B, H, W); all where the host keeps pictures.
+    settings, device = settings_of(model), intermediate_device()
     given = {
-        name: as_pictures(value, name)
+        name: as_pictures(value, name).to(device)
         for name, value in (("image", image), ("colormap", colormap))
         if value is not None
     }
@@ -91,9 +92,9 @@ def prepare(
             "scale one of them"
         )
     if coarse_mask is None or task.spec.coarse_mask == "full":
-        mask = torch.ones(1, *size, dtype=torch.bool)
+        mask = torch.ones(1, *size, dtype=torch.bool, device=device)
     else:
-        mask = as_masks_like(coarse_mask, "coarse_mask", size)
+        mask = as_masks_like(coarse_mask, "coarse_mask", size).to(device)
         if not mask.flatten(1).any(dim=1).all():
             raise ValueError("coarse_mask: nothing is selected; paint a region, or use Coarse Mask From Box")
     batch = same_batch({**used, "coarse_mask": mask})
@@ -116,13 +117,16 @@ def prepare(
         return with_task(tokens, task, regions, control, size_of(padded_mask))
 
     # 3. What the samplers start from: nothing, or the half that is given beside nothing.
-    empty = torch.zeros(batch, 2 * LATENT_CHANNELS, *size_of(control))
+    empty = torch.zeros(batch, 2 * LATENT_CHANNELS, *size_of(control), device=device)
     latent, held = {"samples": empty}, None
     if hold != NO_HOLD:
         model, held = with_held(model, hold), image_batch(used[hold])
         halves = list(model.get_model_object("latent_format").process_out(empty).chunk(2, dim=1))
         halves[HALVES.index(hold)] = encoded(used[hold])
-        latent = {"samples": torch.cat(halves, dim=1), "noise_mask": torch.ones(batch, 1, *size_of(control))}
+        latent = {
+            "samples": torch.cat(halves, dim=1),
+            "noise_mask": torch.ones(batch, 1, *size_of(control), device=device),
+        }
     positive, negative_ = conditioning(task.spec.prompt(prompt)), conditioning(negative)
     return Prepared(model, positive, negative_, latent, source, mask, held)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -129,7 +130,9 @@ class DichotomyDecode(io.ComfyNode):
 
         radius = palette_of(model).background_radius
         masks, previews, trees, counts, scores = [], [], [], [], []
-        for pixels in as_colormaps(colormap, "colormap"):
+        colormaps = as_colormaps(colormap, "colormap")
+        progress = ProgressBar(len(colormaps))
+        for pixels in colormaps:
             throw_exception_if_processing_interrupted()
             found = dichotomy(pixels, delta)
             entities = found.entities(keep_background, min_area, components, radius)
@@ -138,6 +141,7 @@ class DichotomyDecode(io.ComfyNode):
             trees.append(image_of(dichotomy_tree(pixels, found=found, entities=entities)))
             counts.append(len(entities))
             scores += entities.scores.tolist() or [0.0]
+            progress.update(1)
         return io.NodeOutput(masks, torch.cat(previews), trees, counts, scores)
 
 

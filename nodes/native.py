@@ -2,7 +2,8 @@
 
 The UNet becomes the host's UNet of Stable Diffusion with other numbers, so memory, offloading, previews, cancelling,
 LoRA and every sampler are the host's. Nothing is guessed from the weights: the checkpoint says what they are. Those of
-the UNet stay views of its file where their precision is the one asked for. Written against ComfyUI 0.3.75.
+the UNet stay views of its file where their precision is the one asked for. Tested on ComfyUI 0.3.75
+and 0.33.0.
 """
 
 import logging
@@ -25,6 +26,7 @@ import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
 import folder_paths
+import latent_preview
 import torch
 from torch import Tensor, nn
 
@@ -92,9 +94,13 @@ class JointLatent(comfy.latent_formats.LatentFormat):
 
     latent_channels = 2 * LATENT_CHANNELS
 
-    def __init__(self, scale: float = 1.0, shift: float = 0.0):
+    def __init__(self, half: comfy.latent_formats.LatentFormat, scale: float = 1.0, shift: float = 0.0):
+        """half: how the host shows latents of the picture alone."""
+        self.half = half
         self.scale_factor = scale
         self.shift_factor = shift
+        self.latent_rgb_factors = half.latent_rgb_factors
+        self.latent_rgb_factors_bias = half.latent_rgb_factors_bias
 
     def process_in(self, latent: Tensor) -> Tensor:
         return (latent - self.shift_factor) * self.scale_factor
@@ -105,6 +111,18 @@ class JointLatent(comfy.latent_formats.LatentFormat):
     def latent_rgb_factors_reshape(self, latent: Tensor) -> Tensor:
         """(B, 8, h, w) -> (B, 4, h, 2w): the host's preview shows the picture and its colormap side by side."""
         return torch.cat(latent.chunk(2, dim=1), dim=-1)
+
+
+def preview_callback(model: Any, steps: int) -> Callable[[int, Tensor, Tensor, int], None]:
+    """The host's callback for progress and preview, which shows the picture and its colormap side by side.
+
+    The host's own samplers do so too, except by TAESD: for that the host would want a decoder of eight channels. Here
+    its previewer for latents of the picture alone is given both.
+    """
+    both = model.model.latent_format
+    half = SimpleNamespace(load_device=model.load_device, model=SimpleNamespace(latent_format=both.half))
+    show = latent_preview.prepare_callback(half, steps)
+    return lambda step, x0, x, total: show(step, both.latent_rgb_factors_reshape(x0), x, total)
 
 
 class _LabelEmbedding(nn.ModuleDict):
@@ -436,7 +454,8 @@ class _FirstStage(nn.Module):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
-        self.autoencoder = TinyAutoencoder(config)
+        # The host's convolutions look for an interrupt each time, so that a long encode can be cancelled too.
+        self.autoencoder = TinyAutoencoder(config, comfy.ops.disable_weight_init.Conv2d)
 
     def encode(self, pixels: Tensor) -> Tensor:
         return self.autoencoder.encoder(pixels)
@@ -448,21 +467,18 @@ class _FirstStage(nn.Module):
 def _load_vae(checkpoint: Checkpoint) -> tuple[comfy.sd.VAE, JointLatent]:
     """The VAE, and the format of the latents that the UNet sees of it."""
     config, weights, kind = checkpoint.config("vae"), checkpoint.weights("vae"), checkpoint.classes["vae"]
-    latent_format = JointLatent(config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0)
+    scaling = config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
     if kind == "AutoencoderTiny":
         first_stage = _FirstStage(config)
         put = partial(first_stage.autoencoder.load_state_dict, strict=False)
         _fill(put, weights, f"vae of {checkpoint.name}")
         first_stage = first_stage.eval().requires_grad_(False)
-        _fit_preview(latent_format, first_stage.encode)
-        return _tiny_vae(config, first_stage), latent_format
+        return _tiny_vae(config, first_stage), JointLatent(_fit_preview(first_stage.encode, *scaling), *scaling)
     if kind != "AutoencoderKL":
         raise ValueError(f"vae: expected AutoencoderTiny or AutoencoderKL, got {kind}")
     check_fixed("vae", config, FIXED_IN_VAE)
-    host_format = comfy.latent_formats.SDXL() if "text_encoder_2" in checkpoint.classes else comfy.latent_formats.SD15()
-    latent_format.latent_rgb_factors = host_format.latent_rgb_factors
-    latent_format.latent_rgb_factors_bias = host_format.latent_rgb_factors_bias
-    return comfy.sd.VAE(sd=weights), latent_format
+    half = comfy.latent_formats.SDXL() if "text_encoder_2" in checkpoint.classes else comfy.latent_formats.SD15()
+    return comfy.sd.VAE(sd=weights), JointLatent(half, *scaling)
 
 
 def _tiny_vae(config: dict[str, Any], first_stage: _FirstStage) -> comfy.sd.VAE:
@@ -491,10 +507,12 @@ def _tiny_vae(config: dict[str, Any], first_stage: _FirstStage) -> comfy.sd.VAE:
     return vae
 
 
-def _fit_preview(latent_format: JointLatent, encode: Callable[[Tensor], Tensor]) -> None:
-    """Gives a latent format the linear map to colours that its own encoder suggests, for previews while sampling."""
+def _fit_preview(encode: Callable[[Tensor], Tensor], scale: float, shift: float) -> comfy.latent_formats.LatentFormat:
+    """The linear map from latents to colours that an encoder itself suggests, for previews while sampling."""
     levels = torch.tensor([-1.0, 0.0, 1.0])
     colors = torch.cartesian_prod(levels, levels, levels)  # (27, 3)
-    latents = latent_format.process_in(encode(colors[:, :, None, None].expand(-1, -1, 32, 32)).mean(dim=(2, 3)))
+    latents = (encode(colors[:, :, None, None].expand(-1, -1, 32, 32)).mean(dim=(2, 3)) - shift) * scale
     found = torch.linalg.lstsq(torch.cat([latents, torch.ones(len(latents), 1)], dim=1), colors).solution
-    latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = found[:-1].tolist(), found[-1].tolist()
+    half = comfy.latent_formats.LatentFormat()
+    half.latent_rgb_factors, half.latent_rgb_factors_bias = found[:-1].tolist(), found[-1].tolist()
+    return half

@@ -4,7 +4,6 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
-import latent_preview
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io
@@ -142,7 +141,7 @@ class UniGSSampler(io.ComfyNode):
         hold: str = NO_HOLD,
         ensemble: int = 1,
     ) -> io.NodeOutput:
-        from .native import decode, settings_of
+        from .native import decode, preview_callback, settings_of
 
         # 1. Inputs
         chosen = Task.parse(task)
@@ -152,7 +151,7 @@ class UniGSSampler(io.ComfyNode):
         steps = steps or int(defaults["num_inference_steps"])
 
         # 2. Denoise picture (channels 0-3) and colormap (4-7) together, once for each member of the ensemble.
-        preview = latent_preview.prepare_callback(model, steps * ensemble)
+        preview = preview_callback(model, steps * ensemble)
         start = ready.latent["samples"]
         latents = []
         for member in range(ensemble):

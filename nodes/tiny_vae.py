@@ -17,11 +17,12 @@ class TinyAutoencoder(nn.Module):
 
     Args:
         config: vae/config.json of a diffusers AutoencoderTiny.
+        convolution: the class of its convolutions.
 
     Raises ValueError for a configuration that this layout does not cover.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], convolution: type[nn.Conv2d] = nn.Conv2d):
         super().__init__()
         if config["act_fn"] not in _ACTIVATIONS or config.get("upsample_fn", "nearest") != "nearest":
             raise ValueError(
@@ -29,20 +30,20 @@ class TinyAutoencoder(nn.Module):
                 f"got {config['act_fn']!r} and {config.get('upsample_fn')!r}"
             )
         activation = _ACTIVATIONS[config["act_fn"]]
-        self.encoder = _Encoder(config, activation)
-        self.decoder = _Decoder(config, activation)
+        self.encoder = _Encoder(config, activation, convolution)
+        self.decoder = _Decoder(config, activation, convolution)
 
 
 class _Encoder(nn.Module):
-    def __init__(self, config: dict[str, Any], activation: type[nn.Module]):
+    def __init__(self, config: dict[str, Any], activation: type[nn.Module], convolution: type[nn.Conv2d]):
         super().__init__()
         widths, blocks = config["encoder_block_out_channels"], config["num_encoder_blocks"]
-        layers: list[nn.Module] = [nn.Conv2d(config["in_channels"], widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [convolution(config["in_channels"], widths[0], 3, padding=1)]
         for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             if level:
-                layers.append(nn.Conv2d(width, width, 3, padding=1, stride=2, bias=False))
-            layers += [_Block(width, activation) for _ in range(count)]
-        layers.append(nn.Conv2d(widths[-1], config["latent_channels"], 3, padding=1))
+                layers.append(convolution(width, width, 3, padding=1, stride=2, bias=False))
+            layers += [_Block(width, activation, convolution) for _ in range(count)]
+        layers.append(convolution(widths[-1], config["latent_channels"], 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -50,16 +51,16 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, config: dict[str, Any], activation: type[nn.Module]):
+    def __init__(self, config: dict[str, Any], activation: type[nn.Module], convolution: type[nn.Conv2d]):
         super().__init__()
         widths, blocks = config["decoder_block_out_channels"], config["num_decoder_blocks"]
-        layers: list[nn.Module] = [nn.Conv2d(config["latent_channels"], widths[0], 3, padding=1), activation()]
+        layers: list[nn.Module] = [convolution(config["latent_channels"], widths[0], 3, padding=1), activation()]
         for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            layers += [_Block(width, activation) for _ in range(count)]
+            layers += [_Block(width, activation, convolution) for _ in range(count)]
             last = level == len(widths) - 1
             if not last:
                 layers.append(nn.Upsample(scale_factor=config["upsampling_scaling_factor"]))
-            layers.append(nn.Conv2d(width, config["out_channels"] if last else width, 3, padding=1, bias=last))
+            layers.append(convolution(width, config["out_channels"] if last else width, 3, padding=1, bias=last))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -67,9 +68,9 @@ class _Decoder(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, activation: type[nn.Module]):
+    def __init__(self, width: int, activation: type[nn.Module], convolution: type[nn.Conv2d]):
         super().__init__()
-        convolutions = [nn.Conv2d(width, width, 3, padding=1) for _ in range(3)]
+        convolutions = [convolution(width, width, 3, padding=1) for _ in range(3)]
         self.conv = nn.Sequential(convolutions[0], activation(), convolutions[1], activation(), convolutions[2])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from demo.comfyui import COMFYUI_VERSION, HOME
+from demo.comfyui import place_of, version_wanted
 
 HOST_TESTS = Path(__file__).resolve().parent / "host"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    there = "COMFYUI_PATH" in os.environ or (HOME / f"ComfyUI-{COMFYUI_VERSION}").is_dir()
+    there = "COMFYUI_PATH" in os.environ or place_of(version_wanted()).is_dir()
     for item in items:
         if HOST_TESTS in item.path.parents:
             item.add_marker(pytest.mark.host)

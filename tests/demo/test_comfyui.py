@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import subprocess
 from email.message import Message
 from pathlib import Path
 from urllib.error import HTTPError
@@ -100,3 +101,62 @@ def test_a_server_is_stopped_with_all_it_started(tmp_path: Path, monkeypatch: py
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"  # gone, or dead and not yet collected
     server.stop()  # a second time does nothing
+
+
+def git(folder: Path, *command: str) -> str:
+    options = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *options, *command], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository in the place of ComfyUI's, and nothing fetched yet."""
+    folder = tmp_path / "upstream"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    (folder / "main.py").write_text("one\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "one")
+    (folder / "main.py").write_text("two\n")
+    git(folder, "commit", "--quiet", "-am", "two")
+    git(folder, "config", "uploadpack.allowAnySHA1InWant", "true")
+    monkeypatch.setattr(comfyui, "REPOSITORY", folder.as_uri())
+    monkeypatch.setattr(comfyui, "HOME", tmp_path / "home")
+    monkeypatch.setenv("COMFYUI_VERSION", "1.0")
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    return folder
+
+
+def test_a_release_is_fetched_by_its_commit_and_once(upstream: Path, monkeypatch: pytest.MonkeyPatch):
+    release = comfyui.Release(commit=git(upstream, "rev-parse", "HEAD~1"))
+    monkeypatch.setattr(comfyui, "RELEASES", {"1.0": release})
+    folder = comfyui.get()
+    assert [path.name for path in folder.iterdir()] == ["main.py"] and (folder / "main.py").read_text() == "one\n"
+    (folder / "main.py").write_text("still there\n")
+    assert comfyui.get() == folder and (folder / "main.py").read_text() == "still there\n"
+    assert [path.name for path in comfyui.HOME.iterdir()] == [folder.name]
+
+
+def test_a_commit_that_cannot_be_had_leaves_nothing_and_says_what_to_do(
+    upstream: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comfyui, "RELEASES", {"1.0": comfyui.Release(commit="0" * 40)})
+    with pytest.raises(ComfyUIError, match="as COMFYUI_PATH"):
+        comfyui.get()
+    assert list(comfyui.HOME.iterdir()) == []
+
+
+def test_a_release_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_VERSION", "9.9.9")
+    with pytest.raises(ComfyUIError, match="COMFYUI_VERSION=9.9.9 is none of 0.3.75, 0.33.0"):
+        comfyui.get()
+
+
+def test_each_release_says_where_it_comes_from_and_how_it_is_checked():
+    assert comfyui.DEFAULT_VERSION in comfyui.RELEASES
+    for release in comfyui.RELEASES.values():
+        assert bool(release.wheel) != bool(release.commit)
+        assert len(release.sha256) == 64 if release.wheel else len(release.commit) == 40
+        assert not [package for package in release.packages if package.split("=")[0] in ("torch", "numpy")]

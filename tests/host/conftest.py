@@ -1,29 +1,64 @@
 """A real ComfyUI with this pack, started once for all tests in this folder."""
 
 import io
+import itertools
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from demo.client import Prompt, Result
-from demo.comfyui import REPO, ComfyUI
+from demo.client import Result
+from demo.comfyui import PACK_NAME, REPO, ComfyUI
+from demo.graph import Graph
 from tests.host.processes import run_in_host
+from tests.unigs import ldm_files
 
 ARTIFACTS = REPO / "artifacts" / "host"
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
-    """With previews, and a second model folder as people give it in extra_model_paths.yaml: `data / "elsewhere"`."""
+    """With previews, another pack, and a second model folder from extra_model_paths.yaml: `data / "elsewhere"`."""
     data = tmp_path_factory.mktemp("comfyui")
+    shutil.copytree(Path(__file__).with_name("neighbour"), data / "custom_nodes" / "neighbour")
     paths = data / "paths.yaml"
     paths.write_text(f"tests:\n  base_path: {data}\n  unigs: elsewhere\n")
     args = ("--preview-method", "auto", "--extra-model-paths-config", str(paths))
     with ComfyUI(data=data, log=ARTIFACTS / "server.log", args=args) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def probe(server: ComfyUI) -> Callable[..., dict[str, Any]]:
+    """`probe()`: what the other pack, `neighbour`, says of the server's process and of us in it.
+
+    `probe(graph, image)` runs that graph and looks as soon as there is this image, while the graph's results are kept.
+    """
+    numbers = itertools.count()
+
+    def look(graph: Graph | None = None, after: list[Any] | None = None) -> dict[str, Any]:
+        graph, inputs = graph or Graph(), {"after": after} if after else {}
+        node = graph.add("NeighbourProbe", pack=PACK_NAME, number=next(numbers), **inputs)
+        return json.loads(server.client.run(graph.prompt).outputs[node[0]]["text"][0])
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def ordinary(server: ComfyUI, shown: Callable[[Result, str], list[np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """A checkpoint of Stable Diffusion, small and random, and the picture of an ordinary graph with it."""
+    file = server.data / "models" / "checkpoints" / "ordinary.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ldm_files.randomize(ldm_files.write(file, ldm_files.small_stable_diffusion_1()))
+    graph = Graph()
+    node = graph.add("PreviewImage", images=graph.ordinary(file.name))
+    yield file.name, shown(server.client.run(graph.prompt), node[0])[0]
+    file.unlink()
 
 
 @pytest.fixture(scope="session")
@@ -57,37 +92,6 @@ def upload(server: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return server.client.upload(folder / name)
 
     return put
-
-
-class Graph:
-    """Writes a prompt: `image = graph.add("LoadImage", image="a.png")`, then `graph.add("PreviewImage", images=image)`.
-
-    `add` returns the node's first output; `output(node, 1)` the next one. `graph.prompt` is what the server runs.
-    """
-
-    def __init__(self):
-        self.prompt: Prompt = {}
-
-    def add(self, class_type: str, /, **inputs: Any) -> list[Any]:
-        node = str(len(self.prompt) + 1)
-        self.prompt[node] = {"class_type": class_type, "inputs": inputs}
-        return [node, 0]
-
-    @staticmethod
-    def output(node: list[Any], slot: int) -> list[Any]:
-        return [node[0], slot]
-
-    def loader(self, checkpoint: str = "bundled", dtype: str = "default") -> dict[str, list[Any]]:
-        """A UniGS Loader: its outputs by the names of the inputs that take them."""
-        node = self.add("UniGSLoader", checkpoint=checkpoint, dtype=dtype)
-        return {name: self.output(node, slot) for slot, name in enumerate(("model", "clip", "vae"))}
-
-    def sampler(self, task: str, **inputs: Any) -> list[Any]:
-        """A UniGS Sampler with its loader; inputs that are not given have their defaults."""
-        defaults = {"prompt": "", "negative": "", "seed": 1, "steps": 0, "cfg": 0.0}
-        defaults |= {"sampler_name": "ddim", "scheduler": "simple"}
-        loaded = {} if "model" in inputs else self.loader()
-        return self.add("UniGSSampler", task=task, **{**defaults, **loaded, **inputs})
 
 
 @pytest.fixture

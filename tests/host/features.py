@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from inside import begin, relative
 from torch import Tensor, nn
@@ -279,10 +280,71 @@ def open_clip() -> Iterator[tuple[str, Any]]:
     )
 
 
+def hardware(place: Path) -> Iterator[tuple[str, Any]]:
+    """The precision by the host's own options, and the devices that it names."""
+    import comfy.model_management as host
+    from pack.nodes import native
+    from pack.unigs.checkpoints import open_checkpoint
+
+    for option in ("fp16_unet", "bf16_unet", "none"):
+        if option != "none":
+            setattr(host.args, option, True)
+        model, _, _ = native.load(open_checkpoint(place))
+        yield f"{option}: MODEL", str(model.model_dtype())
+        setattr(host.args, option, False)
+    real = {name: getattr(host, name) for name in ("get_torch_device", "text_encoder_device", "vae_device")}
+    for name in real:
+        setattr(host, name, lambda: torch.device("meta"))
+    model, clip, vae = native.load(open_checkpoint(place), torch.float32)
+    patchers = {"MODEL": model, "CLIP": clip.patcher, "VAE": vae.patcher}
+    yield "devices", {name: patcher.load_device.type for name, patcher in patchers.items()}
+    for name, function in real.items():
+        setattr(host, name, function)
+
+
+def previews(place: Path, folder: Path) -> Iterator[tuple[str, Any]]:
+    """What is shown with `--preview-method taesd`, by a random decoder, beside what it makes of each half alone."""
+    import comfy.cli_args
+    import comfy.utils
+    import folder_paths
+    from comfy.taesd.taesd import TAESD
+    from pack.nodes import native
+    from pack.unigs.checkpoints import open_checkpoint
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    taesd = TAESD()
+    for weight in taesd.taesd_decoder.parameters():
+        weight.data.normal_(0, weight[0].numel() ** -0.5)
+    folder.mkdir()
+    save_file(taesd.taesd_decoder.state_dict(), folder / "taesd_decoder.safetensors")
+    folder_paths.add_model_folder_path("vae_approx", str(folder))
+    comfy.cli_args.args.preview_method = comfy.cli_args.LatentPreviewMethod.TAESD
+    shown: list[Any] = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **_: shown.append(preview[1]))
+    model, _, _ = native.load(open_checkpoint(place))
+    latents = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    native.preview_callback(model, 1)(0, latents, latents, 1)
+    comfy.utils.set_progress_bar_global_hook(None)
+    yield "size", list(shown[0].size)
+
+    halves = [taesd.decode(half)[0].movedim(0, -1) for half in latents[:1].chunk(2, dim=1)]
+    expected = [((half + 1) / 2).clamp(0, 1) * 255 for half in halves]
+    found = torch.from_numpy(np.array(shown[0])).float().chunk(2, dim=1)
+    # Where they touch, each sees a little of the other.
+    apart = slice(None), slice(0, 24)
+    differences = [
+        (found[0] - expected[0])[apart].abs().mean(),
+        (found[1] - expected[1]).flip(1)[apart].abs().mean(),
+    ]
+    yield "difference from each half by itself", float(max(differences))
+    yield "the halves differ by", float((expected[0] - expected[1]).abs().mean())
+
+
 if __name__ == "__main__":
     bundled = Path(begin(sys.argv)[0])
     with torch.inference_mode(), tempfile.TemporaryDirectory() as made:
-        from checkpoints import make
+        from checkpoints import make, make_odd
 
         torch.set_num_threads(1)  # in models of this size threads only wait for each other
 
@@ -300,6 +362,8 @@ if __name__ == "__main__":
             "memory": dict(mapped(sd)),
             "overflow": dict(overflow(bundled)),
             "OpenCLIP": dict(open_clip()),
+            "hardware": dict(hardware(bundled)),
+            "previews": dict(previews(make_odd(Path(made) / "odd", bundled), Path(made) / "vae_approx")),
             "damaged": dict(damaged(make("SD 1", Path(made) / "damaged", bundled))),
         }
         if importlib.util.find_spec("peft"):

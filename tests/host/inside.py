@@ -8,21 +8,24 @@ from types import ModuleType
 from torch import Tensor
 
 
-def begin(command_line: list[str]) -> list[str]:
-    """Makes ComfyUI and the pack ready as `SCRIPT REPO cpu-torch|any-torch ...` says; returns the arguments left."""
+def begin(command_line: list[str], *options: str) -> list[str]:
+    """Makes ComfyUI, with these options of its own, and the pack ready; returns the arguments that are left.
+
+    command_line: `SCRIPT REPO cpu-torch|any-torch ...`
+    """
     _, repo, torch_kind, *arguments = command_line
-    start_host(torch_kind == "cpu-torch")
+    start_host(torch_kind == "cpu-torch", *options)
     import_pack(Path(repo))
     return arguments
 
 
-def start_host(cpu_torch: bool) -> None:
+def start_host(cpu_torch: bool, *options: str) -> None:
     """ComfyUI's modules read the command line when they are imported."""
     if cpu_torch:  # see demo/comfyui.py
         sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
     import comfy.options
 
-    sys.argv = ["main.py", "--cpu"]
+    sys.argv = ["main.py", "--cpu", *options]
     comfy.options.enable_args_parsing()
 
 

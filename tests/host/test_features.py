@@ -12,6 +12,7 @@ def found(in_host) -> dict[str, dict[str, float]]:
     return in_host("features.py", bundled_model_dir())
 
 
+@pytest.mark.promise("no patches")
 @pytest.mark.parametrize("family", ["SD 1", "SDXL"])
 def test_a_lora_of_the_base_model_loads_like_everywhere(found, family):
     seen = found[f"LoRA, {family}"]
@@ -28,6 +29,7 @@ def test_a_lora_does_what_it_does_in_diffusers(found):
     assert found["LoRA, SD 1"]["PEFT: before"] > 0.05 and found["LoRA, SD 1"]["PEFT: difference"] < 1e-5
 
 
+@pytest.mark.promise("memory")
 @pytest.mark.parametrize("family", ["SD 1", "SDXL"])
 @pytest.mark.parametrize("loaded", ["none", "half"])
 def test_on_little_memory_the_output_is_the_same(found, family, loaded):
@@ -59,3 +61,29 @@ def test_weights_that_do_not_fit_are_told(found):
 
 def test_text_encoders_in_the_names_of_openclip(found):
     assert all(found["OpenCLIP"].values()), found["OpenCLIP"]
+
+
+@pytest.mark.promise("hardware")
+@pytest.mark.parametrize("option", ["fp16_unet", "bf16_unet", "none"])
+def test_precision_and_device_are_the_ones_the_host_chooses(found, option):
+    seen = found["hardware"]
+    assert seen[f"{option}: MODEL"] == {"fp16_unet": "torch.float16", "bf16_unet": "torch.bfloat16"}.get(
+        option, "torch.float32"
+    )
+    assert seen["devices"] == {"MODEL": "meta", "CLIP": "meta", "VAE": "meta"}
+
+
+@pytest.mark.promise("device")
+def test_inputs_from_another_device_are_brought_together(in_host):
+    """It would crash where they meet: see devices.py."""
+    found = in_host("devices.py")
+    assert len(found) == 7
+    for node, inputs in found.items():
+        assert set(inputs.values()) == {True}, (node, inputs)
+
+
+@pytest.mark.promise("progress")
+def test_previews_by_taesd_show_both_streams_too(found):
+    seen = found["previews"]
+    assert seen["size"] == [2 * 64, 64]
+    assert seen["difference from each half by itself"] < 2 and seen["the halves differ by"] > 10

@@ -39,12 +39,15 @@ def sampled(graph, loaded, image="unigs_entity.png", **inputs):
     return graph.add("PreviewImage", images=graph.output(graph.sampler("entity", image=image, **loaded, **inputs), 1))
 
 
+@pytest.mark.promise("model paths")
 def test_checkpoints_are_listed_and_nothing_else(server):
     options = server.client.object_info("UniGSLoader")["UniGSLoader"]["input"]["required"]["checkpoint"][1]["options"]
     ours = ["bundled", "group/other", "mine", "one.safetensors"]
     assert options == [*ours, "base.safetensors", "inpainting.safetensors", "checkpoints/one.safetensors"]
 
 
+@pytest.mark.promise("precision")
+@pytest.mark.promise("model paths")
 @pytest.mark.parametrize("dtype", ["default", "fp32", "fp16", "bf16"])
 def test_the_same_weights_give_the_same_picture_in_every_form_and_precision(server, graph, shown, dtype):
     forms = FORMS if dtype == "default" else ["mine", "unigs/one.safetensors"]
@@ -55,7 +58,8 @@ def test_the_same_weights_give_the_same_picture_in_every_form_and_precision(serv
     assert expected.std() > 5
     for form, node in nodes.items():
         difference = np.abs(shown(done, node[0])[0] - expected).mean()
-        assert difference < {"bf16": 2, "fp16": 0.5}.get(dtype, 1e-9), form
+        # Weights are read in place, and sums depend on how they lie in a file: a pixel may round the other way.
+        assert difference < {"bf16": 2, "fp16": 0.5}.get(dtype, 1e-3), form
 
 
 def test_stable_diffusion_as_it_was_published_is_widened_with_a_warning(server, graph, shown, upload):

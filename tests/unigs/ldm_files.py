@@ -42,6 +42,30 @@ def fill(file: Path, name: str, values: list[float]) -> None:
         stream.write(np.array(values, np.float16).tobytes())
 
 
+def randomize(file: Path, seed: int = 0) -> Path:
+    """Gives a file of half precision weights that let something through: ones in norms, noise elsewhere."""
+    noise = np.random.default_rng(seed).standard_normal(2**20).astype(np.float32)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    values = np.memmap(file, np.uint8, "r+", offset=8 + length)
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        place, shape = values[begin:end].view(np.float16), entry["shape"]
+        if len(shape) == 1:
+            place[:] = 1 if name.endswith(".weight") else 0
+        else:
+            place[:] = np.resize(noise / np.prod(shape[1:]) ** 0.5, place.size)
+    values.flush()
+    return file
+
+
+def small_stable_diffusion_1() -> Shapes:
+    """The smallest that ComfyUI's own loader takes for Stable Diffusion 1: its UNet has two levels."""
+    unet = _unet(4, [1, 1], [1, 0], context=768, linear=False)
+    return _prefixed("model.diffusion_model.", unet) | _vae() | _prefixed("cond_stage_model.transformer.", _clip())
+
+
 def stable_diffusion_1(channels: int = 9) -> Shapes:
     unet = _unet(channels, [1, 2, 4, 4], [1, 1, 1, 0], context=768, linear=False)
     return _prefixed("model.diffusion_model.", unet) | _vae() | _prefixed("cond_stage_model.transformer.", _clip())
