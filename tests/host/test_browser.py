@@ -79,6 +79,12 @@ MERGE = """async () => {
     }
     window.translate = key => i18n.t(key)
 }"""
+# The frontend's own Chinese comes late and replaces what is there.
+OWN_CHINESE_IS_THERE = """() => {
+    const app = document.querySelector("#vue-app").__vue_app__
+    const i18n = app._context.provides[app.__VUE_I18N_SYMBOL__].global
+    return "KSampler" in (i18n.getLocaleMessage("zh").nodeDefs ?? {})
+}"""
 SHOWN = """name => {
     const node = LiteGraph.createNode(name)
     return {
@@ -102,6 +108,7 @@ def test_in_a_chinese_browser_the_nodes_are_chinese(server, browser):
         "() => window.app?.graph && window.app.vueAppReady && 'UniGSLoader' in LiteGraph.registered_node_types",
         timeout=120_000,
     )
+    page.wait_for_function(OWN_CHINESE_IS_THERE, timeout=120_000)
     page.evaluate(MERGE)
     for name, zh in json.loads((REPO / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8")).items():
         shown = page.evaluate(SHOWN, name)
