@@ -1,4 +1,4 @@
-"""Coarse Mask From Box: boxes -> the rough region to paint in, or to look in."""
+"""Coarse Mask From Box: boxes -> the rough region to paint in, or to look in; their labels -> the prompt."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..unigs.boxes import parse_boxes, prompt_of
 from ..unigs.coarse_mask import Kind, coarse_mask
-from .types import CATEGORY, NOT_GIVEN, as_pictures, check_choices, flatten_boxes, mask_batch, parse_boxes, size_of
+from .types import CATEGORY, NOT_GIVEN, as_pictures, check_choices, flatten_boxes, mask_batch, size_of
 
 MAX_SIDE = 16384
 KINDS = ["curve", "box", "full"]
@@ -23,14 +24,14 @@ class CoarseMaskFromBox(io.ComfyNode):
             display_name="Coarse Mask From Box",
             category=CATEGORY,
             description="Turns boxes into the coarse mask that inpainting fills and referring looks in, by default "
-            "with the rounded, random outlines the model was trained on.",
+            "with the rounded, random outlines the model was trained on; and their labels into the prompt.",
             inputs=[
                 io.String.Input(
                     "boxes",
                     multiline=True,
                     default="16,16,64,64",
-                    tooltip="One box an entity as x1,y1,x2,y2 in pixels from the top left corner; several are "
-                    "separated by ; or a new line.",
+                    tooltip="One box an entity as x1,y1,x2,y2 in pixels from the top left corner, and after it a "
+                    "label if you like: 10,20,60,90 cat. Several are separated by ; or a new line.",
                 ),
                 io.Int.Input(
                     "width",
@@ -73,6 +74,11 @@ class CoarseMaskFromBox(io.ComfyNode):
                     "coarse_mask", display_name="coarse mask", tooltip="All regions in one mask, 1 = to fill."
                 ),
                 io.Mask.Output("regions", display_name="regions", tooltip="One mask a box, in the order of the boxes."),
+                io.String.Output(
+                    "prompt",
+                    display_name="prompt",
+                    tooltip='The labels of the boxes from left to right, as the sampler\'s prompt: "cat and dog".',
+                ),
             ],
         )
 
@@ -85,7 +91,7 @@ class CoarseMaskFromBox(io.ComfyNode):
             found = parse_boxes(boxes)
         except ValueError as error:
             return str(error)
-        for box in found:
+        for box, _ in found:
             if box[2] <= box[0] or box[3] <= box[1]:
                 return f"boxes: {box} has no area: expected x1 < x2 and y1 < y2"
         return bool(found) or bboxes is not NOT_GIVEN or NO_BOX
@@ -102,12 +108,14 @@ class CoarseMaskFromBox(io.ComfyNode):
         bboxes: Any = None,
     ) -> io.NodeOutput:
         size = (height, width) if image is None else size_of(as_pictures(image, "image"))
-        found = parse_boxes(boxes) + ([] if bboxes is None else flatten_boxes(bboxes))
+        written = parse_boxes(boxes)
+        prompt = prompt_of(written)
+        found = [box for box, _ in written] + ([] if bboxes is None else flatten_boxes(bboxes))
         if kind == "full":
             whole = torch.ones(1, *size)
-            return io.NodeOutput(whole, whole)
+            return io.NodeOutput(whole, whole, prompt)
         if not found:
             raise ValueError(NO_BOX)
         rng = np.random.default_rng(seed)
         regions = np.stack([coarse_mask([box], size, kind, rng) for box in found])
-        return io.NodeOutput(mask_batch(np.logical_or.reduce(regions)[None], size), mask_batch(regions, size))
+        return io.NodeOutput(mask_batch(np.logical_or.reduce(regions)[None], size), mask_batch(regions, size), prompt)

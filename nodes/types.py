@@ -6,7 +6,6 @@ Engine: pictures are float [0, 1] (B, 3, H, W) or uint8 (H, W, 3), masks are boo
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,12 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..unigs.boxes import Box
+
 logger = logging.getLogger(__name__)
 
 CATEGORY = "UniGS"
 # Default of an optional input in `validate_inputs`: what is not connected. What is has no value yet and comes as None.
 NOT_GIVEN = object()
-Box = tuple[float, float, float, float]
 
 
 class SEG(NamedTuple):
@@ -202,26 +202,6 @@ def _widen(start: int, end: int, factor: float, limit: int) -> tuple[int, int]:
     length = min(max(round((end - start) * factor), end - start), limit)
     start = min(max((start + end - length) // 2, 0), limit - length)
     return start, start + length
-
-
-def parse_boxes(text: str, name: str = "boxes") -> list[Box]:
-    """`"x1,y1,x2,y2; x1,y1,x2,y2"` -> boxes; a new line separates as well as a semicolon, a blank as well as a comma.
-
-    Raises ValueError naming the input and the box that cannot be read.
-    """
-    boxes = []
-    for part in re.split(r"[;\n]", text):
-        numbers = part.replace(",", " ").split()
-        if not numbers:
-            continue
-        try:
-            x1, y1, x2, y2 = map(float, numbers)
-        except ValueError:
-            raise ValueError(
-                f'{name}: expected "x1,y1,x2,y2; x1,y1,x2,y2; ..." in pixels, cannot read {part.strip()!r}'
-            ) from None
-        boxes.append((x1, y1, x2, y2))
-    return boxes
 
 
 def flatten_boxes(value: Any, name: str = "bboxes") -> list[Box]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
+from .boxes import Box, parse_boxes, prompt_of
 from .checkpoints import PICKLES, Kind, bundled_model_dir, open_checkpoint
 from .coarse_mask import coarse_mask
 from .dichotomy import background_radius_of, decode_colormap, dichotomy
@@ -329,7 +330,7 @@ def _save_entities(
     print(f"{name}: {count} in {seconds:.2f} s -> {folder}", flush=True)
 
 
-def _examples() -> list[tuple[Task, Path, str, list[list[float]] | None]]:
+def _examples() -> list[tuple[Task, Path, str, list[Box]]]:
     """Task, picture, prompt and boxes of every example: those of the ComfyUI templates."""
     examples = []
     for file in sorted(WORKFLOWS.glob("*.json")):
@@ -338,9 +339,9 @@ def _examples() -> list[tuple[Task, Path, str, list[list[float]] | None]]:
             settings.setdefault(node["type"], []).append(node.get("widgets_values"))
         # The template for synthesis makes its layout by segmenting a picture, in a sampler before the one it is about.
         task, prompt = max((values[:2] for values in settings["UniGSSampler"]), key=lambda v: v[0] != Task.ENTITY.value)
-        boxes = settings.get("UniGSCoarseMaskFromBox")
+        boxes = parse_boxes(settings.get("UniGSCoarseMaskFromBox", [[""]])[0][0])
         picture = WORKFLOWS / "inputs" / settings["LoadImage"][0][0]
-        examples.append((Task.parse(task), picture, prompt, _boxes(boxes[0][0]) if boxes else None))
+        examples.append((Task.parse(task), picture, prompt or prompt_of(boxes), [box for box, _ in boxes]))
     if not examples:
         raise ValueError(
             f"the example pictures are not installed (looked in {WORKFLOWS}): run the demo from a checkout of the "
@@ -349,14 +350,16 @@ def _examples() -> list[tuple[Task, Path, str, list[list[float]] | None]]:
     return examples
 
 
-def _boxes(text: str) -> list[list[float]]:
+def _boxes(text: str) -> list[Box]:
     try:
-        boxes = [[float(number) for number in box.split(",")] for box in text.strip(" ;").split(";")]
-    except ValueError:
-        boxes = []
-    if not boxes or any(len(box) != 4 for box in boxes):
-        raise argparse.ArgumentTypeError(f"expected boxes like 'x1,y1,x2,y2;x1,y1,x2,y2' in pixels, got {text!r}")
-    return boxes
+        found = parse_boxes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not found or prompt_of(found):
+        raise argparse.ArgumentTypeError(
+            f"expected boxes like 'x1,y1,x2,y2;x1,y1,x2,y2' in pixels, their labels in --prompt; got {text!r}"
+        )
+    return [box for box, _ in found]
 
 
 def _palette(text: str) -> LocationAwarePalette:

@@ -78,7 +78,7 @@ def sample() -> dict[str, Any]:
     from pack.nodes.sample import UniGSSampler
 
     with torch.inference_mode():
-        _, boxes = CoarseMaskFromBox.execute("4,4,30,30; 34,34,60,60", 64, 64, "curve", 0).args
+        _, boxes, _ = CoarseMaskFromBox.execute("4,4,30,30; 34,34,60,60", 64, 64, "curve", 0).args
         (colormap,) = ColormapEncode.execute(boxes, 11).args
         masks = DichotomyDecode.execute(colormap, 10.0, 0, False).args[0][0]
         loaded = UniGSLoader.execute("bundled", "default").args

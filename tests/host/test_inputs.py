@@ -266,6 +266,30 @@ def test_masks_are_ordered_cut_out_and_chosen(server, graph, picture, pixels, sh
         assert np.array_equal(cutout[..., :3], pixels[inside]) and (cutout[..., 3] == 255).all()
 
 
+def test_labels_of_boxes_are_the_prompt(server, graph, picture, shown):
+    mask = box_mask(graph, 128, 96, "70,8,120,90 dog; 50,60,60,70\n4,40,30,60 cat")
+    prompt = graph.output(mask, 2)
+    text = graph.add("PreviewAny", source=prompt)
+    given = {"image": graph.add("LoadImage", image=picture), "coarse_mask": mask, **graph.loader(), "steps": 1}
+    both = [
+        graph.add("PreviewImage", images=graph.sampler("inpainting", prompt=words, **given))
+        for words in (prompt, "cat and dog")
+    ]
+    done = server.client.run(graph.prompt)
+    assert done.outputs[text[0]]["text"] == ["cat and dog"]
+    assert np.array_equal(*(shown(done, node[0])[0] for node in both))
+
+
+def test_boxes_without_labels_are_no_prompt(server, graph, picture):
+    mask = box_mask(graph, 128, 96)
+    image = graph.add("LoadImage", image=picture)
+    graph.add(
+        "PreviewImage",
+        images=graph.sampler("inpainting", image=image, coarse_mask=mask, prompt=graph.output(mask, 2)),
+    )
+    assert "prompt" in str(failure(server, graph))
+
+
 @pytest.mark.parametrize(("name", "value"), [("task", "sing"), ("sampler_name", "best"), ("scheduler", "")])
 def test_choices_that_do_not_exist_are_refused_before_the_graph_runs(server, graph, picture, name, value):
     inputs = {"task": "entity", "image": graph.add("LoadImage", image=picture), name: value}

@@ -28,7 +28,7 @@ INPUTS = {
 OUTPUTS = {
     "UniGSLoader": ["MODEL", "CLIP", "VAE"],
     "UniGSColormapEncode": ["IMAGE"],
-    "UniGSCoarseMaskFromBox": ["MASK", "MASK"],
+    "UniGSCoarseMaskFromBox": ["MASK", "MASK", "STRING"],
     "UniGSSampler": ["IMAGE", "IMAGE"],
     "UniGSConditioning": ["MODEL", "CONDITIONING", "CONDITIONING", "LATENT"],
     "UniGSSplitLatent": ["LATENT", "LATENT"],

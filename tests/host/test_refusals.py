@@ -109,6 +109,8 @@ def test_what_is_behind_a_link_is_not_judged_before_it_is_known(server, graph, p
         ("0,0,9,9; 5,5,20,5", "boxes: (5.0, 5.0, 20.0, 5.0) has no area"),
         ("1,2,3", "boxes: expected"),
         ("dog", "boxes: expected"),
+        ("1,2,3,4,5", "boxes: expected"),
+        ("0,0,9,9 cat; 5,5,20,5 dog", "boxes: (5.0, 5.0, 20.0, 5.0) has no area"),
         (" ; ", "boxes: no box given"),
     ],
 )

@@ -3,8 +3,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 
@@ -83,31 +81,6 @@ def test_batches_of_one_are_spread(types):
     assert types.spread(one, 3).shape == (3, 2)
     with pytest.raises(ValueError, match=r"image: 3, coarse_mask: 2"):
         types.same_batch({"image": three, "coarse_mask": torch.rand(2, 2)})
-
-
-@pytest.mark.parametrize(
-    ("text", "boxes"),
-    [
-        ("1,2,3,4", [(1, 2, 3, 4)]),
-        (" 1, 2,3 ,4 ;5 6 7 8;\n9,10,11.5,12\n\n", [(1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11.5, 12)]),
-        ("", []),
-        (" ; \n", []),
-    ],
-)
-def test_boxes_as_text(types, text, boxes):
-    assert types.parse_boxes(text) == boxes
-
-
-@pytest.mark.parametrize("text", ["1,2,3", "1,2,3,4,5", "1,2,3,x", "1;2;3;4", "[1,2,3,4]"])
-def test_text_that_is_no_box_is_quoted(types, text):
-    with pytest.raises(ValueError, match=r"^boxes: .*cannot read "):
-        types.parse_boxes(text)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
-@given(st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 4), max_size=5))
-def test_boxes_survive_text(types, boxes):
-    assert types.parse_boxes("; ".join(",".join(map(repr, box)) for box in boxes)) == boxes
 
 
 def test_boxes_of_any_nesting(types):
