@@ -56,17 +56,21 @@ def check_settings(config: TrainConfig) -> None:
         name: getattr(config, name)
         for name in ("conditioning_dropout_prob", "last_timestep_share", "lr_cooldown", "ema_decay")
     }
-    shares |= {f"data.{name}": getattr(config.data, name) for name in ("min_share", "negatives")}
+    shares |= {f"data.{name}": getattr(config.data, name) for name in ("min_share", "negatives", "words_only")}
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value}")
     if not config.tasks or len(set(config.tasks)) < len(config.tasks):
         raise ValueError(f"tasks must name at least one task, each once, got {[task.value for task in config.tasks]}")
-    for task in config.task_defaults:
-        if task not in [item.value for item in type(config.tasks[0])]:
-            raise ValueError(
-                f"task_defaults: unknown task {task!r}; expected inpainting, synthesis, referring or entity"
-            )
+    for setting in ("task_defaults", "task_ratios"):
+        for task in getattr(config, setting):
+            if task not in [item.value for item in type(config.tasks[0])]:
+                raise ValueError(
+                    f"{setting}: unknown task {task!r}; expected inpainting, synthesis, referring or entity"
+                )
+    for task, ratio in config.task_ratios.items():
+        if not ratio > 0:
+            raise ValueError(f"task_ratios.{task} must be above 0, got {ratio}: leave the task out of tasks instead")
     if config.output_dir.exists() and not config.output_dir.is_dir():
         raise ValueError(f"output_dir {config.output_dir} is a file: give a folder")
     if config.pretrained_model_name_or_path is None:

@@ -47,6 +47,8 @@ class DataConfig:
     """and if it has at least so many pixels there"""
     negatives: float = 0.15
     """share of referring examples that ask for an absent object; their target is the empty colormap"""
+    words_only: float = 0.5
+    """share of referring examples whose coarse mask is everything, so that only the words tell what is asked for"""
 
 
 @dataclass
@@ -112,7 +114,9 @@ class TrainConfig:
     resolution: int = 512
     """side of the pictures, pixels"""
     tasks: tuple[Task, ...] = tuple(Task)
-    """tasks to train; with several, in the ratios of unigs/tasks.py"""
+    """tasks to train"""
+    task_ratios: dict[str, float] = field(default_factory=dict)
+    """task -> how often it is drawn, in relation to the others; those of unigs/tasks.py for tasks that are not named"""
     center_crop: bool = False
     """cut from the middle of the pictures instead of anywhere"""
     random_flip: bool = True

@@ -16,7 +16,6 @@ from unigs.palette import LocationAwarePalette
 from unigs.tasks import Task, join_nouns
 
 MAX_ENTITIES = 4  # entities of a sample, except for the entity task (supplementary of the paper, section 1)
-FULL_MASK_SHARE = 0.5  # share of referring examples whose coarse mask is everything: then only the words tell
 MAX_SKIPPED = 1000  # records in a row without anything to learn from, before something must be wrong
 IRREGULAR = {
     **{"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "knife": "knives"},
@@ -61,6 +60,7 @@ def make_example(
     geometry: Geometry | None = None,
     vocabulary: Sequence[str] | None = None,
     negatives: float = 0.0,
+    words_only: float = 0.5,
     caption_dropout: float = 0.0,
 ) -> Example:
     """Draw one example of `task`, or of a task drawn from `tasks` by their sample ratios.
@@ -69,6 +69,7 @@ def make_example(
         geometry: how the picture is resized, cropped and mirrored, before anything else; None: not at all.
         vocabulary: nouns that a negative may ask for; None: no negatives.
         negatives: share of referring examples that ask for an absent object; their colormap is empty.
+        words_only: share of referring examples whose coarse mask is everything: then only the words tell.
         caption_dropout: share of the examples that paint (inpainting, synthesis) with an empty prompt, for guidance.
 
     Raises:
@@ -98,7 +99,7 @@ def make_example(
             chosen, asked = _by_phrase(view, rng)
         else:
             chosen = _by_noun(view, rng, record.key)
-        if rng.random() >= FULL_MASK_SHARE:
+        if rng.random() >= words_only:
             around = rng.random(len(view.labels)) < 0.5
             around[chosen] = True
             if not around.any():
@@ -128,8 +129,8 @@ class JointExamples:
         geometry: what the pictures are cut to; without it all must have one size already.
         buckets: sizes (H, W); each picture is cut to the one whose shape is closest to its own, instead of to
             `geometry.size`.
-        negatives, caption_dropout: as in `make_example`. Negatives are drawn only from data sets in which everything is
-            annotated.
+        negatives, words_only, caption_dropout: as in `make_example`. Negatives are drawn only from data sets in which
+            everything is annotated.
 
     Attributes:
         bad_pictures: what was skipped, in this process.
@@ -145,12 +146,13 @@ class JointExamples:
         geometry: Geometry | None = None,
         buckets: Sequence[tuple[int, int]] = (),
         negatives: float = 0.0,
+        words_only: float = 0.5,
         caption_dropout: float = 0.0,
     ):
         if buckets and geometry is None:
             raise ValueError("buckets need a geometry, which cuts the pictures to them")
         self.mixture, self.palette, self.geometry, self.buckets = mixture, palette, geometry, tuple(buckets)
-        self.negatives, self.caption_dropout = negatives, caption_dropout
+        self.negatives, self.words_only, self.caption_dropout = negatives, words_only, caption_dropout
         self.bad_pictures = BadPictures()
 
     def bucket(self, index: int) -> int:
@@ -181,6 +183,7 @@ class JointExamples:
                     geometry=geometry,
                     vocabulary=dataset.nouns if dataset.exhaustive else None,
                     negatives=self.negatives,
+                    words_only=self.words_only,
                     caption_dropout=self.caption_dropout,
                 )
             except BadPicture as error:

@@ -19,6 +19,7 @@ from training.sources import open_sources
 from unigs.conditions import LATENT_CHANNELS
 from unigs.palette import LocationAwarePalette
 from unigs.pipeline import UniGSPipeline
+from unigs.tasks import Task
 
 
 class ExampleSource(Protocol):
@@ -60,7 +61,8 @@ def open_mixture(config: TrainConfig) -> Mixture:
     sources = open_sources(config.data.sources, config.resolution, config.tasks)
     if not sources:
         raise ValueError(f"no data set of [data.sources] is for {', '.join(task.value for task in config.tasks)}")
-    return Mixture(sources, config.seed, config.tasks)
+    ratios = {Task(name): ratio for name, ratio in config.task_ratios.items()}
+    return Mixture(sources, config.seed, config.tasks, ratios)
 
 
 def open_examples(
@@ -86,6 +88,7 @@ def open_examples(
         geometry=geometry,
         buckets=buckets,
         negatives=data.negatives,
+        words_only=data.words_only,
         caption_dropout=config.conditioning_dropout_prob,
     )
 

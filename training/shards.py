@@ -112,9 +112,11 @@ def fingerprint(config: TrainConfig, pipeline: UniGSPipeline, examples: JointExa
         "tokenizer": tokenizer_hash(pipeline.tokenizer) if has_frozen_text(config) else None,
         "seed": mixture.seed,
         "tasks": mixture.tasks,
+        "task_ratios": list(mixture.ratios.values()),
         "palette": examples.palette.to_config(),
         "conditioning_dropout_prob": examples.caption_dropout,
         "data.negatives": examples.negatives,
+        "data.words_only": examples.words_only,
         "aspect buckets": examples.buckets,
     }
     if examples.geometry is not None:

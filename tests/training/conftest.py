@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -12,6 +13,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from training.datasets.scenes import HELD_OUT_KINDS, KINDS, Scenes, SpriteLibrary
 from unigs.checkpoints import bundled_model_dir
 from unigs.pipeline import UniGSPipeline
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> None:
+    """Forgets what accelerate remembers of the runs before, in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

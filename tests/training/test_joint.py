@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from training.datasets import Record
 from training.geometry import Geometry
-from training.joint import FULL_MASK_SHARE, NothingToSee, make_example, plural
+from training.joint import NothingToSee, make_example, plural
 from unigs.coarse_mask import boxes_of_masks
 from unigs.conditions import control_picture
 from unigs.dichotomy import decode_colormap
@@ -82,7 +82,12 @@ def test_coarse_masks(scenes):
             assert example.coarse_mask.all()
         if example.task is Task.REFERRING:
             full[bool(example.coarse_mask.all())] += 1
-    assert full[True] / full.total() == pytest.approx(FULL_MASK_SHARE, abs=0.25)
+    assert full[True] / full.total() == pytest.approx(0.5, abs=0.25)
+
+
+def test_words_only(scenes):
+    options = {"task": Task.REFERRING, "words_only": 1.0}
+    assert all(example.coarse_mask.all() for _, example in examples(scenes, **options))
 
 
 def test_negatives_ask_for_what_is_absent_and_have_an_empty_colormap(scenes):

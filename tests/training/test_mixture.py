@@ -67,6 +67,12 @@ def test_tasks_and_data_sets_have_their_exact_shares():
     assert {dataset for task, dataset, _ in drawn if task is Task.ENTITY} == {segments}
 
 
+def test_tasks_in_other_ratios():
+    mixture = Mixture([Source(Numbers(1000))], ratios={Task.REFERRING: 0.7, Task.ENTITY: 0.7})
+    tasks = Counter(mixture.draw(i)[0] for i in range(1000))
+    assert [tasks[task] for task in Task] == [150, 150, 350, 350]
+
+
 @pytest.mark.parametrize("length", [1, 7, 1000, 1300])
 def test_an_epoch_of_one_data_set_has_every_picture_once(length):
     mixture = Mixture([Source(Numbers(length))], seed=4)

@@ -49,6 +49,12 @@ def test_muon_orthogonalises_and_descends():
     for shape in ((3, 16, 64), (3, 64, 16), (1, 8, 8)):
         singular = torch.linalg.svdvals(orthogonalize(torch.randn(shape), 5))
         assert 0.5 < singular.min() and singular.max() < 1.3
+    matrix = torch.randn(8, 24)
+    plain = matrix / matrix.norm()
+    for _ in range(5):
+        gram = plain @ plain.T
+        plain = 3.4445 * plain + (-4.7750 * gram + 2.0315 * gram @ gram) @ plain
+    torch.testing.assert_close(orthogonalize(matrix[None], 5)[0], plain, rtol=1e-4, atol=1e-5)
     conv = torch.nn.Conv2d(4, 8, 3)
     matrices, others = split_parameters(torch.nn.Sequential(conv, torch.nn.Embedding(3, 4), torch.nn.GroupNorm(2, 8)))
     assert [tuple(matrix.shape) for matrix in matrices] == [(8, 4, 3, 3)] and len(others) == 4

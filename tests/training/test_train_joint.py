@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 COMMON = [
     *("--resolution", "32", "--train-batch-size", "4", "--max-train-steps", "6", "--cpu", "--logging-steps", "2"),
     *("--checkpointing-steps", "3", "--validation-steps", "6", "--dataloader-num-workers", "0"),
-    *("--num-validation-images", "2"),
+    *("--num-validation-images", "2", "--mixed-precision", "no"),
 ]
 NOTHING = [
     *("--config", "training/configs/tiny.toml", *COMMON),
@@ -37,12 +37,6 @@ NOTHING = [
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def fresh_process():
-    """What accelerate remembers of the runs before, in this process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Several data sets as one: which of them a task draws from, how often, and what an epoch is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,7 +52,8 @@ class Mixture:
     Args:
         sources: the data sets.
         seed: of the draws.
-        tasks: those to draw, by their sample ratios; data sets for none of them are left out.
+        tasks: those to draw; data sets for none of them are left out.
+        ratios: how often each task is drawn in relation to the others; its sample ratio if it has none here.
 
     Attributes:
         epoch_size: examples of an epoch.
@@ -60,7 +61,13 @@ class Mixture:
     Raises ValueError for no sources, an empty data set, a weight that is not positive, a task without a data set.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int = 0, tasks: Sequence[Task] = tuple(Task)):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int = 0,
+        tasks: Sequence[Task] = tuple(Task),
+        ratios: Mapping[Task, float] | None = None,
+    ):
         if not sources:
             raise ValueError("a mixture needs at least one data set, got none")
         for number, source in enumerate(sources):
@@ -75,6 +82,7 @@ class Mixture:
                 raise ValueError(f"no data set of the mixture is for task {task.value!r}, only for {names}: add one")
         self.sources = tuple(source for source in sources if set(source.tasks) & set(tasks))
         self.seed, self.tasks = seed, tuple(tasks)
+        self.ratios = {task: (ratios or {}).get(task, task.spec.sample_ratio) for task in self.tasks}
         self.epoch_size = sum(len(source.dataset) for source in self.sources)
         self.block_size = self.epoch_size * -(-BLOCK // self.epoch_size)
         self._quotas = self._shares()
@@ -100,7 +108,7 @@ class Mixture:
 
     def _shares(self) -> np.ndarray:
         """(tasks, sources) int: how many examples of a block are of a task and from a source."""
-        ratios = np.array([task.spec.sample_ratio for task in self.tasks])
+        ratios = np.array(list(self.ratios.values()))
         quotas = []
         for task, count in zip(self.tasks, round_shares(ratios, self.block_size), strict=True):
             weights = [source.weight * len(source.dataset) * (task in source.tasks) for source in self.sources]

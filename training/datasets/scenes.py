@@ -1,13 +1,14 @@
-"""Scenes composed on the fly: sprites with exact masks and names on simple backgrounds.
+"""Scenes composed on the fly: sprites with exact masks and names on simple backgrounds and on photographs.
 
 The sprites are Microsoft's Fluent Emoji (MIT licence) as packaged in `@lobehub/fluent-emoji-3d`; they are not part of
-this project. `python -m training.datasets.scenes` fetches them with npm.
+this project. `python -m training.datasets.scenes` fetches them with npm. The photographs come with scikit-image.
 """
 
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,20 @@ HORIZONS = {
     "at night": ((25, 28, 70), (50, 60, 65)),
 }
 WALL = "at a wall"
-PLACES = [*HORIZONS, WALL]
+PHOTOGRAPH = ""  # prompts have no words for it
+PLACES = [*HORIZONS, WALL, PHOTOGRAPH]
+# of scikit-image's package, all in the public domain
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "hubble_deep_field.jpg",
+    "grass.png",
+    "gravel.png",
+    "brick.png",
+)
+MAX_TILT = 12.0  # degrees
 MIN_VISIBLE = 0.6  # share of an object's pixels that later objects must leave uncovered
 
 
@@ -140,13 +154,15 @@ class Scenes:
 
 def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The sprite somewhere on an empty canvas: premultiplied colour (H, W, 3) in 0-255, alpha (H, W) in [0, 1]."""
-    longest = size * rng.uniform(0.36, 0.56) * (1.2 if count == 1 else 1.0)
+    longest = size * rng.uniform(0.32, 0.56) * (1.2 if count == 1 else 1.0)
     scale = longest / max(sprite.size)
     small = sprite.resize(
         (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.BILINEAR
     )
     if rng.random() < 0.5:
         small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    small = small.rotate(rng.uniform(-MAX_TILT, MAX_TILT), Image.Resampling.BILINEAR, expand=True)
+    small = small.crop(small.getbbox())
     x = int(rng.integers(0, size - small.width + 1))
     y = int(rng.integers(0, size - small.height + 1))
     canvas = np.zeros((size, size, 4), np.float32)
@@ -156,6 +172,8 @@ def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int)
 
 def _background(rng: np.random.Generator, size: int, place: str) -> np.ndarray:
     """(H, W, 3) float32 in 0-255."""
+    if place == PHOTOGRAPH:
+        return _photograph(rng, size)
     if place == WALL:
         base = rng.uniform(90, 240, 3) * np.ones((size, size, 1))
     else:
@@ -167,6 +185,33 @@ def _background(rng: np.random.Generator, size: int, place: str) -> np.ndarray:
     coarse = Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     texture = (np.asarray(coarse.filter(ImageFilter.GaussianBlur(2)), np.float32) - 127) / 127
     return (base + rng.uniform(2, 10) * texture[..., None]).astype(np.float32)
+
+
+def _photograph(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A piece of a photograph, mirrored or not, in a random tint: (H, W, 3) float32 in 0-255."""
+    photographs = _photographs()
+    picture = photographs[rng.integers(len(photographs))]
+    side = int(min(picture.size) * rng.uniform(0.4, 1.0))
+    left, top = int(rng.integers(picture.width - side + 1)), int(rng.integers(picture.height - side + 1))
+    piece = picture.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+    if rng.random() < 0.5:
+        piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(piece, np.float32) * rng.uniform(0.75, 1.1, 3).astype(np.float32)
+
+
+@cache
+def _photographs() -> list[Image.Image]:
+    try:
+        import skimage
+    except ImportError:
+        raise ImportError(
+            "scenes need scikit-image, whose photographs are backgrounds: pip install scikit-image"
+        ) from None
+    photographs = []
+    for name in PHOTOGRAPHS:
+        with Image.open(Path(skimage.__file__).parent / "data" / name) as picture:
+            photographs.append(picture.convert("RGB").reduce(2))
+    return photographs
 
 
 def fetch_sprites(folder: Path | str) -> Path:
