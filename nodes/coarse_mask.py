@@ -4,14 +4,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..unigs.boxes import parse_boxes, prompt_of
 from ..unigs.coarse_mask import Kind, coarse_mask
-from .types import CATEGORY, NOT_GIVEN, as_pictures, check_choices, flatten_boxes, mask_batch, size_of
+from .types import CATEGORY, NOT_GIVEN, as_pictures, check_choices, flatten_boxes, image_batch, mask_batch, size_of
 
 MAX_SIDE = 16384
+PREVIEW_SIDE = 1024
 KINDS = ["curve", "box", "full"]
 NO_BOX = "boxes: no box given; write x1,y1,x2,y2 in pixels, connect bboxes, or choose kind full"
 
@@ -107,15 +109,29 @@ class CoarseMaskFromBox(io.ComfyNode):
         image: Tensor | None = None,
         bboxes: Any = None,
     ) -> io.NodeOutput:
-        size = (height, width) if image is None else size_of(as_pictures(image, "image"))
+        pictures = None if image is None else as_pictures(image, "image")
+        size = (height, width) if pictures is None else size_of(pictures)
         written = parse_boxes(boxes)
         prompt = prompt_of(written)
         found = [box for box, _ in written] + ([] if bboxes is None else flatten_boxes(bboxes))
+        preview = None if pictures is None else _preview(pictures)
         if kind == "full":
             whole = torch.ones(1, *size)
-            return io.NodeOutput(whole, whole, prompt)
+            return io.NodeOutput(whole, whole, prompt, ui=preview)
         if not found:
             raise ValueError(NO_BOX)
         rng = np.random.default_rng(seed)
         regions = np.stack([coarse_mask([box], size, kind, rng) for box in found])
-        return io.NodeOutput(mask_batch(np.logical_or.reduce(regions)[None], size), mask_batch(regions, size), prompt)
+        union = np.logical_or.reduce(regions)[None]
+        return io.NodeOutput(mask_batch(union, size), mask_batch(regions, size), prompt, ui=preview)
+
+
+def _preview(pictures: Tensor) -> dict[str, Any]:
+    """The first picture (B, 3, H, W) as a file that web/boxes.js draws boxes on, and its true size in pixels."""
+    height, width = size_of(pictures)
+    scale = min(1, PREVIEW_SIDE / max(height, width))
+    small = interpolate(
+        pictures[:1].float(), (max(1, round(height * scale)), max(1, round(width * scale))), mode="area"
+    )
+    (file,) = ui.ImageSaveHelper.save_images(image_batch(small), "UniGS_boxes", io.FolderType.temp, None)
+    return {"picture": [{**file, "width": width, "height": height}]}

@@ -19,6 +19,7 @@ from tests.host.processes import run_in_host
 from tests.unigs import ldm_files
 
 ARTIFACTS = REPO / "artifacts" / "host"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +93,43 @@ def upload(server: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return server.client.upload(folder / name)
 
     return put
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium; who needs it is skipped where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def frontend(server: ComfyUI, browser: Any) -> Callable[..., Any]:
+    """`frontend()`: a page with ComfyUI's own frontend and our nodes in it; options as for playwright's `new_page`.
+
+    Addresses that match the pattern `blocked` are not there.
+    """
+
+    def open_page(blocked: str | None = None, **options: Any) -> Any:
+        # A first visit brings the template browser up by itself; as a returning visitor one opens it.
+        server.client.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
+        page = browser.new_page(**{"viewport": {"width": 1680, "height": 1050}, **options})
+        page.set_default_timeout(120_000)  # of a busy machine
+        if blocked:
+            page.route(blocked, lambda route: route.abort())
+        page.goto(server.url)
+        page.wait_for_function(
+            "() => window.app?.graph && window.app.vueAppReady && 'UniGSLoader' in LiteGraph.registered_node_types"
+        )
+        return page
+
+    return open_page
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """ComfyUI's own frontend in Chromium: each template opened from the template browser, queued, its result seen."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -11,29 +10,13 @@ from demo.comfyui import PACK_NAME, REPO
 from demo.workflows import names, node_titled, read, to_prompt
 
 ARTIFACTS = REPO / "artifacts" / "host"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def page(server, browser) -> Iterator:
-    # A first visit brings the template browser up by itself; as a returning visitor one opens it.
-    server.client.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
-    page = browser.new_page(viewport={"width": 1680, "height": 1050})
-    page.goto(server.url)
-    page.wait_for_function("window.app?.graph && window.app.vueAppReady", timeout=120_000)
+def page(frontend) -> Iterator:
+    page = frontend()
     yield page
     page.close()
 
@@ -100,14 +83,8 @@ SHOWN = """name => {
 }"""
 
 
-def test_in_a_chinese_browser_the_nodes_are_chinese(server, browser):
-    server.client.post("/settings", {"Comfy.TutorialCompleted": True})
-    page = browser.new_page(locale="zh-CN")
-    page.goto(server.url)
-    page.wait_for_function(
-        "() => window.app?.graph && window.app.vueAppReady && 'UniGSLoader' in LiteGraph.registered_node_types",
-        timeout=120_000,
-    )
+def test_in_a_chinese_browser_the_nodes_are_chinese(frontend):
+    page = frontend(locale="zh-CN")
     page.wait_for_function(OWN_CHINESE_IS_THERE, timeout=120_000)
     page.evaluate(MERGE)
     for name, zh in json.loads((REPO / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8")).items():

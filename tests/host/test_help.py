@@ -1,6 +1,5 @@
 """The help pages as people see them in ComfyUI, with their pictures."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -9,11 +8,10 @@ from demo.comfyui import REPO
 from demo.help_pictures import DOCS, PICTURES
 
 ARTIFACTS = REPO / "artifacts" / "host"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 SHOWN = [name for name in PICTURES if f"({name}.jpg)" in (DOCS / f"{name}.md").read_text(encoding="utf-8")]
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
+pytestmark = pytest.mark.browser
 
 SELECT = """name => {
     app.graph.clear()
@@ -28,22 +26,12 @@ SELECT = """name => {
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
-def page(server, request) -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    server.client.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Locale": request.param})
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.language = request.param
-        page.goto(server.url)
-        page.wait_for_function(
-            f"() => window.app?.graph && {SHOWN}.every(name => name in LiteGraph.registered_node_types)",
-            timeout=120_000,
-        )
-        yield page
-        browser.close()
+def page(server, frontend, request) -> Iterator:
+    server.client.post("/settings", {"Comfy.Locale": request.param})
+    page = frontend(viewport={"width": 1400, "height": 1000})
+    page.language = request.param
+    yield page
+    page.close()
     server.client.post("/settings", {"Comfy.Locale": "en"})
 
 

@@ -1,0 +1,151 @@
+/**
+ * The boxes of Coarse Mask From Box, drawn on its picture.
+ *
+ * The node's text stays the one truth: the widget reads it, and writes it as a person would. It has no value of its own and is
+ * saved nowhere. A frontend without DOM widgets shows the text alone.
+ */
+
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { BoxEditor } from "./box_editor.js"
+import { formatBoxes, parseBoxes } from "./box_text.js"
+import { wordsIn } from "./box_words.js"
+
+const NODE = "UniGSCoarseMaskFromBox"
+const MIN_HEIGHT = 200
+const NEW_SIZE = [360, 560]
+
+app.registerExtension({
+    name: "UniGS.Boxes",
+    setup() {
+        const style = document.createElement("link")
+        style.rel = "stylesheet"
+        style.href = new URL("./boxes.css", import.meta.url).href
+        document.head.append(style)
+    },
+    nodeCreated(node) {
+        if (node.comfyClass === NODE && node.addDOMWidget) addBoxEditor(node)
+    },
+})
+
+function addBoxEditor(node) {
+    const widgets = Object.fromEntries(node.widgets.map((widget) => [widget.name, widget]))
+    const words = wordsIn(app.extensionManager?.setting?.get("Comfy.Locale"))
+    const editor = new BoxEditor(words, (boxes) => {
+        widgets.boxes.value = formatBoxes(boxes)
+        widgets.boxes.callback?.(widgets.boxes.value, app.canvas, node)
+        node.setDirtyCanvas(true, true)
+    })
+    for (const type of ["keyup", "pointerup"]) editor.element.addEventListener(type, rememberForUndo)
+    passOn(editor.element)
+
+    let shown = "" // all that the editor shows, as a text to compare
+    let picture = null // {address, size}, loaded
+    let wanted = null // address of what is loaded, or on its way
+    const load = async ({ address, size }) => {
+        wanted = address
+        const found = address && (await sizeOf(address))
+        if (wanted !== address) return
+        picture = found && { address, size: size ?? found }
+        refresh()
+    }
+    const refresh = () => {
+        const source = sourceOf(node)
+        if (source.address !== wanted) load(source)
+        const [width, height] = picture?.size ?? [widgets.width.value, widgets.height.value]
+        const { boxes, unreadable } = parseBoxes(widgets.boxes.value)
+        const linked = linkOf(node, "boxes") !== null
+        let notice = words.hint
+        if (linked) notice = words.linked
+        else if (unreadable !== null) notice = words.unreadable(unreadable)
+        else if (source.connected && !picture) notice = words.unseen
+        const locked = linked || unreadable !== null
+        const state = { boxes, width, height, picture: picture?.address ?? null, notice, locked }
+        if (JSON.stringify(state) === shown) return
+        shown = JSON.stringify(state)
+        editor.show(state)
+    }
+    const { callback } = widgets.boxes
+    widgets.boxes.callback = function (...args) {
+        callback?.apply(this, args)
+        refresh()
+    }
+    const widget = node.addDOMWidget("boxes_on_picture", "UNIGS_BOXES", editor.element, {
+        serialize: false,
+        getMinHeight: () => MIN_HEIGHT,
+        onDraw: refresh,
+    })
+    widget.serialize = false
+    node.setSize([Math.max(node.size[0], NEW_SIZE[0]), Math.max(node.size[1], NEW_SIZE[1])])
+
+    const { onExecuted } = node
+    node.onExecuted = function (output) {
+        onExecuted?.call(this, output)
+        if (output?.picture) executed.set(placeOf(node), { link: linkOf(node, "image"), entry: output.picture[0] })
+        node.setDirtyCanvas(true, true)
+    }
+    refresh()
+}
+
+/** After clicks the host looks itself for changes that it can undo, after keys only in fields of its own. */
+function rememberForUndo() {
+    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+    if (tracker?.captureCanvasState) tracker.captureCanvasState()
+    else tracker?.checkState?.() // its name until frontend 1.40 or so
+}
+
+/** Pictures that came out of a run, by node: undoing a change makes all nodes anew. */
+const executed = new Map()
+
+function placeOf(node) {
+    return `${node.graph?.id}/${node.id}`
+}
+
+/** What the image input shows: is something connected, the picture's address or null, its [width, height] if known. */
+function sourceOf(node) {
+    const link = linkOf(node, "image")
+    const origin = link && node.getInputNode?.(node.inputs.findIndex((input) => input.name === "image"))
+    const file = origin?.widgets?.find((widget) => widget.name === "image")?.value
+    if (typeof file === "string") return { connected: true, address: origin.imgs?.[0]?.src ?? viewOf(file) }
+    const ran = executed.get(placeOf(node))
+    if (!link || ran?.link !== link) return { connected: Boolean(link), address: null }
+    const { width, height, ...saved } = ran.entry
+    return { connected: true, address: api.apiURL(`/view?${new URLSearchParams(saved)}`), size: [width, height] }
+}
+
+/** Where an input comes from, as a text to compare, or null. */
+function linkOf(node, name) {
+    const id = node.inputs?.find((input) => input.name === name)?.link ?? null
+    const link = id === null ? null : node.graph?.links?.get?.(id) ?? node.graph?.links?.[id]
+    return link ? `${link.origin_id}:${link.origin_slot}` : null
+}
+
+/** The address of a file as Load Image names it: "folder/name.png [input]". */
+function viewOf(annotated) {
+    const [, path, type = "input"] = annotated.match(/^(.*?)(?: \[(input|output|temp)\])?$/)
+    const [, subfolder, filename] = path.match(/^(?:(.*)\/)?([^/]*)$/)
+    return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder: subfolder ?? "", type })}`)
+}
+
+/** [width, height] of a picture, or null if it cannot be loaded. */
+async function sizeOf(address) {
+    const picture = new Image()
+    picture.src = address
+    try {
+        await picture.decode()
+    } catch {
+        return null
+    }
+    return [picture.naturalWidth, picture.naturalHeight]
+}
+
+/** Wheel and middle button move the canvas, as over the host's own text fields. */
+function passOn(element) {
+    element.addEventListener("wheel", (event) => {
+        event.preventDefault()
+        app.canvas?.processMouseWheel(event)
+    })
+    element.addEventListener("pointerdown", (event) => event.button === 1 && app.canvas?.processMouseDown(event))
+    element.addEventListener("pointermove", (event) => event.buttons & 4 && app.canvas?.processMouseMove(event))
+    element.addEventListener("pointerup", (event) => event.button === 1 && app.canvas?.processMouseUp(event))
+}
