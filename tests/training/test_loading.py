@@ -77,7 +77,7 @@ def test_noise_offset_is_constant_over_a_channel(pixels):
     assert difference.flatten(1).std(1).max() < 1e-6 and difference.mean((1, 2)).std() > 0.1
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(late=st.booleans(), last=st.sampled_from([0.0, 0.3]))
 def test_timesteps(late, last):
     data = TrainingData(None, TrainConfig(late_painting=late, last_timestep_share=last), 4, 1000)

@@ -41,7 +41,7 @@ def test_text_that_is_no_box_is_quoted(text):
 labels = st.lists(st.text("abcé猫", min_size=1, max_size=4), max_size=3).map(" ".join)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.tuples(*[st.floats(-1e6, 1e6)] * 4), labels), max_size=5))
 def test_boxes_survive_text(boxes):
     written = "; ".join(f"{','.join(map(repr, box))} {label}" for box, label in boxes)

@@ -27,7 +27,7 @@ def boxes_in_pictures(draw):
 
 
 @given(boxes_in_pictures(), st.sampled_from(["curve", "box", "mixed"]), st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_coarse_mask_is_repeatable_and_covers_half_of_every_box(case, kind, seed):
     boxes, (height, width) = case
     mask = coarse_mask(boxes, (height, width), kind, seed)

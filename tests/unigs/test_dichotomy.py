@@ -63,7 +63,7 @@ def mean_iou(masks, entities):
 
 
 @given(mask_sets(), st.sampled_from([(11, "raster"), (11, "gray"), (5, "smooth")]), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_decoding_a_clean_colormap_gives_the_visible_masks_back(masks, kind, keep_background):
     palette = LocationAwarePalette(kind[0], order=kind[1])
     colors = palette.assign(masks)
@@ -205,7 +205,7 @@ TURNS = {
 
 
 @given(colormaps(), st.sampled_from(["mean", "mean_squared"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_map_decodes_to_a_partition_that_turns_with_the_picture(colormap, criterion):
     found = dichotomy(colormap, criterion=criterion)
     assert found.clusters.shape == colormap.shape[:2]
@@ -221,7 +221,7 @@ def test_any_map_decodes_to_a_partition_that_turns_with_the_picture(colormap, cr
 
 
 @given(colormaps(), st.integers(0, 40), st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_option_gives_entities(colormap, min_area, components, denoise):
     colormap = colormap[:20, :20]
     for palette in (None, LocationAwarePalette(5)):
@@ -245,7 +245,7 @@ def test_real_maps_turn_with_the_picture(seed, entities, options):
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_flat_colours_just_further_apart_than_delta_are_told_apart(seed):
     rng = np.random.default_rng(seed)
     delta = rng.uniform(2, 40)

@@ -35,7 +35,7 @@ def decode_rle(code):
 
 
 @given(label_maps)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_labels_masks_boxes_and_areas_agree(labels):
     entities = Entities.from_labels(labels)
     assert entities.labels.dtype == np.int32
@@ -55,7 +55,7 @@ def test_labels_masks_boxes_and_areas_agree(labels):
 
 
 @given(label_maps)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_run_length_codes_decode_to_the_masks(labels):
     entities = Entities.from_labels(labels)
     codes = entities.to_coco_rle()

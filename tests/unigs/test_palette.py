@@ -172,7 +172,7 @@ def test_a_configuration_makes_the_same_palette_again():
 
 
 @given(mask_sets(), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_colours_are_distinct_never_black_and_follow_their_mask(masks, random):
     palette = LocationAwarePalette(11)
     colors = palette.assign(masks)
@@ -190,7 +190,7 @@ def test_colours_are_distinct_never_black_and_follow_their_mask(masks, random):
 
 
 @given(mask_sets())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_colormap_shows_the_topmost_mask_at_every_pixel(masks):
     palette = LocationAwarePalette(11)
     expected = np.zeros((*masks.shape[1:], 3), np.uint8)
