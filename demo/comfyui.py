@@ -385,7 +385,7 @@ def main(argv: list[str] | None = None) -> int:
         server = ComfyUI(port=options.port or free_port(8188), args=tuple(options.args))
         with server:
             print(f"\nComfyUI with the UniGS nodes: {server.url}")
-            print(f"Workflow > Browse Templates > {PACK_NAME} has four workflows to start from.")
+            print(f"Workflow > Browse Templates > {PACK_NAME} has workflows to start from.")
             print(f"Ctrl-C stops it. Its log: {server.log}\n", flush=True)
             while server.running():
                 time.sleep(0.5)

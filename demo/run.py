@@ -1,6 +1,7 @@
-"""`make demo`: the four shipped workflows in a real ComfyUI, on the shipped pictures, with the bundled model.
+"""`make demo`: the workflows of the four tasks in a real ComfyUI, on the shipped pictures, with the bundled model.
 
 Writes every picture, colormap and mask to `demo/output/<workflow>/` and one sheet of all to `demo/contact_sheet.png`.
+With `--thumbnails` it runs all shipped workflows and writes what the template browser shows of each.
 """
 
 import argparse
@@ -21,10 +22,12 @@ from unigs.visualize import contact_sheet, overlay
 
 from .client import ComfyUIError, Result
 from .comfyui import REPO, ComfyUI
-from .workflows import INPUTS, WORKFLOWS, names, picture_name, read, titles, to_prompt
+from .workflows import INPUTS, TASKS, WORKFLOWS, names, picture_names, read, titles, to_prompt
 
 OUTPUT = REPO / "demo" / "output"
 SHEET = REPO / "demo" / "contact_sheet.png"
+WITH_TRUTH = ("entity_segmentation", "referring_segmentation", "synthesis")
+PAINTED = ("multi_region_inpainting", "synthesis", "boxes_to_picture")  # their entities are those of the result
 COLUMNS = ["given", "where", "result", "colormap", "entities"]
 
 
@@ -32,12 +35,12 @@ def iou_with_truth(name: str, masks: np.ndarray) -> float | None:
     """How well the masks (N, H, W) bool that a workflow found fit what is in its picture.
 
     Entities: the mean over the true ones of the best IoU. Referring: the IoU of everything found with everything asked
-    for. Inpainting paints what was not there, so there is no truth: None.
+    for. Where something is painted that was not there, there is no truth: None.
     """
     workflow = read(name)
-    if name == "multi_region_inpainting":
+    if name not in WITH_TRUTH:
         return None
-    stem = picture_name(workflow).removesuffix(".png")
+    stem = picture_names(workflow)[0].removesuffix(".png")
     nouns = json.loads((INPUTS / "truth" / "nouns.json").read_text(encoding="utf-8"))[stem]
     labels = np.asarray(Image.open(INPUTS / "truth" / f"{stem}.png"))
     truth = labels == np.arange(1, len(nouns) + 1)[:, None, None]
@@ -74,19 +77,30 @@ def masks_of(shown: dict[str, list[Image.Image]]) -> np.ndarray:
 
 
 def sheet_row(name: str, shown: dict[str, list[Image.Image]], masks: np.ndarray) -> list[Image.Image | None]:
-    given = Image.open(INPUTS / picture_name(read(name))).convert("RGB")
+    """A picture, or none, for each of `COLUMNS`."""
+    pictures = picture_names(read(name))
+    given = Image.open(INPUTS / pictures[0]).convert("RGB") if pictures else None
     where = shown.get("Layout", shown.get("Coarse mask", [None]))[0]
     result = shown["Result"][0]
     labels = (masks * np.arange(1, len(masks) + 1)[:, None, None]).max(axis=0, initial=0)
-    painted = result if name in ("multi_region_inpainting", "synthesis") else given
-    return [given, where, result, shown["Colormap"][0], overlay(painted.convert("RGB"), Entities.from_labels(labels))]
+    under = given if given and name not in PAINTED else result
+    return [given, where, result, shown["Colormap"][0], overlay(under.convert("RGB"), Entities.from_labels(labels))]
 
 
-def thumbnail(row: Sequence[Image.Image | None]) -> Image.Image:
-    """What the template browser shows of a workflow: what was given, its result, the colormap and the entities."""
-    given, _, result, colormap, entities = row
+def tiles(name: str, shown: dict[str, list[Image.Image]], row: Sequence[Image.Image | None]) -> list[Image.Image]:
+    """The four pictures that tell what a workflow does; `row` is its row of the sheet."""
+    given, where, result, colormap, entities = row
+    if name == "batch_to_layers":
+        overlays = [picture for picture in shown["Result"] if picture.mode == "RGB"]
+        layers = [picture for picture in shown["Result"] if picture.mode == "RGBA"]
+        return [picture for picture in (given, overlays[0], layers[-1], overlays[-1]) if picture]
+    return [picture for picture in (given or where, result, colormap, entities) if picture]
+
+
+def thumbnail(pictures: Sequence[Image.Image]) -> Image.Image:
+    """What the template browser shows of a workflow: four pictures, two by two."""
     canvas = Image.new("RGB", (400, 400), "white")
-    for number, picture in enumerate(picture for picture in (given, result, colormap, entities) if picture):
+    for number, picture in enumerate(pictures):
         tile = picture.convert("RGBA").resize((198, 198), Image.Resampling.LANCZOS)
         canvas.paste(tile, (202 * (number % 2), 202 * (number // 2)), tile)
     return canvas
@@ -95,24 +109,24 @@ def thumbnail(row: Sequence[Image.Image | None]) -> Image.Image:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__)
     parser.add_argument(
-        "--thumbnails", action="store_true", help="also write the pictures that the template browser shows"
+        "--thumbnails", action="store_true", help="run all workflows and write what the template browser shows of them"
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the server as Ctrl-C does
-    rows: list[list[Any]] = []
+    rows: dict[str, list[Any]] = {}
     try:
         with ComfyUI() as server:
             object_info = server.client.object_info()
-            print(f"\n{'task':26}{'seconds':>8}{'entities':>10}{'IoU':>7}", flush=True)
-            for name in names():
+            print(f"\n{'workflow':26}{'seconds':>8}{'entities':>10}{'IoU':>7}", flush=True)
+            for name in names() if options.thumbnails else TASKS:
                 result = server.client.run(to_prompt(read(name), object_info))
                 shown = save(name, result, server)
                 masks = masks_of(shown)
                 iou = iou_with_truth(name, masks)
-                rows.append(sheet_row(name, shown, masks))
+                rows[name] = sheet_row(name, shown, masks)
                 if options.thumbnails:
-                    thumbnail(rows[-1]).save(WORKFLOWS / f"{name}.jpg", quality=88)
+                    thumbnail(tiles(name, shown, rows[name])).save(WORKFLOWS / f"{name}.jpg", quality=88)
                 print(
                     f"{name:26}{result.seconds:8.1f}{len(masks):10}{'-' if iou is None else f'{iou:.2f}':>7}",
                     flush=True,
@@ -123,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped")
         return 130
-    contact_sheet(rows, COLUMNS, [name.replace("_", " ") for name in names()]).save(SHEET)
+    contact_sheet([rows[name] for name in TASKS], COLUMNS, [name.replace("_", " ") for name in TASKS]).save(SHEET)
     print(f"\nEverything at a glance: {SHEET}\nEach picture, colormap and mask: {OUTPUT}\nIn the browser: make comfyui")
     return 0
 

@@ -12,6 +12,8 @@ from .client import Prompt
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 INPUTS = WORKFLOWS / "inputs"
 _WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# What `make demo` runs; the other workflows are made of these.
+TASKS = ["entity_segmentation", "multi_region_inpainting", "referring_segmentation", "synthesis"]
 # Nodes of the frontend alone: the server never hears of them.
 _NOTES = {"Note", "MarkdownNote"}
 
@@ -36,9 +38,9 @@ def node_titled(workflow: dict[str, Any], title: str) -> str:
     return titles(workflow)[title]
 
 
-def picture_name(workflow: dict[str, Any]) -> str:
-    """Name of the picture that the workflow loads."""
-    return next(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage")
+def picture_names(workflow: dict[str, Any]) -> list[str]:
+    """Names of the pictures that the workflow loads."""
+    return [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage"]
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
@@ -66,24 +68,38 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     return prompt
 
 
+def settings_of(declared: list[Any]) -> dict[str, Any]:
+    """The options of an input, as the server declares it: `[type, options]`, or the type alone."""
+    return declared[1] if len(declared) > 1 else {}
+
+
+def is_widget(declared: list[Any]) -> bool:
+    """Whether an input is set on the node itself; it may be linked all the same."""
+    kind = declared[0]
+    return (isinstance(kind, list) or kind in _WIDGET_TYPES) and not settings_of(declared).get("forceInput")
+
+
+def widgets_after(name: str, declared: list[Any]) -> list[str]:
+    """Values of the widgets behind an input that are no inputs: what happens to a seed afterwards, an upload button."""
+    settings = settings_of(declared)
+    is_seed = settings.get("control_after_generate") or (declared[0] == "INT" and name in ("seed", "noise_seed"))
+    return ["fixed"] * bool(is_seed) + ["image"] * bool(settings.get("image_upload"))
+
+
 def _widgets(node: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
     """Input name -> value of the node's widgets, which a workflow stores as a bare list in the order of the inputs."""
     values = list(node.get("widgets_values", []))
     optional = declared.get("optional", {})
     found = {}
     try:
-        for name, (kind, *options) in {**declared.get("required", {}), **optional}.items():
-            settings = options[0] if options else {}
-            if not (isinstance(kind, list) or kind in _WIDGET_TYPES) or settings.get("forceInput"):
+        for name, one in {**declared.get("required", {}), **optional}.items():
+            if not is_widget(one):
                 continue
-            if not values and name in optional and "default" in settings:
-                found[name] = settings["default"]  # the node got this input after the workflow was saved
+            if not values and name in optional and "default" in settings_of(one):
+                found[name] = settings_of(one)["default"]  # the node got this input after the workflow was saved
                 continue
             found[name] = values.pop(0)
-            # Two widgets that are no inputs: what happens to a seed afterwards, and the upload button.
-            if settings.get("control_after_generate") or (kind == "INT" and name in ("seed", "noise_seed")):
-                values.pop(0)
-            if settings.get("image_upload"):
+            for _ in widgets_after(name, one):
                 values.pop(0)
     except IndexError:
         raise ValueError(

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from demo.workflows import WORKFLOWS, names, read, to_prompt
+from demo.workflows import TASKS, WORKFLOWS, names, picture_names, read, to_prompt
 
 # What a server says of two nodes, cut down to what the conversion reads: an old-style and a new-style one.
 OBJECT_INFO = {
@@ -73,8 +73,9 @@ def test_a_node_the_server_lacks_is_named():
         to_prompt(WORKFLOW, {"LoadImage": OBJECT_INFO["LoadImage"]})
 
 
-def test_there_are_four_workflows():
-    assert names() == ["entity_segmentation", "multi_region_inpainting", "referring_segmentation", "synthesis"]
+def test_there_is_a_workflow_for_each_task_and_for_what_is_made_of_them():
+    more = ["batch_to_layers", "boxes_to_picture", "remove_an_object", "repaint_one_entity"]
+    assert names() == sorted([*TASKS, *more])
 
 
 @pytest.mark.parametrize("name", names())
@@ -84,9 +85,8 @@ def test_a_workflow_has_its_note_its_thumbnail_and_its_pictures(name):
     assert "MarkdownNote" in kinds
     thumbnail = (WORKFLOWS / f"{name}.jpg").read_bytes()
     assert thumbnail[:2] == b"\xff\xd8" and len(thumbnail) < 200_000
-    pictures = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage"]
-    assert pictures
-    for picture in pictures:
+    assert picture_names(workflow) or name == "boxes_to_picture"
+    for picture in picture_names(workflow):
         header = (WORKFLOWS / "inputs" / picture).read_bytes()[:24]
         assert header[:8] == b"\x89PNG\r\n\x1a\n" and min(struct.unpack(">II", header[16:24])) >= 64
         assert picture.startswith("unigs_")  # it is copied into everybody's input folder
@@ -101,3 +101,13 @@ def test_links_of_a_workflow_meet_on_both_sides(name):
         assert nodes[target]["inputs"][socket]["link"] == link
         assert nodes[target]["inputs"][socket]["type"] == kind == nodes[source]["outputs"][slot]["type"]
     assert json.dumps(workflow, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_node_lies_on_another(name):
+    """Bodies are where they are said to be; titles lie 30 pixels high above them."""
+    boxes = [(*node["pos"], *node["size"]) for node in read(name)["nodes"]]
+    for number, (x, y, width, height) in enumerate(boxes):
+        for x2, y2, width2, height2 in boxes[number + 1 :]:
+            beside = x + width <= x2 or x2 + width2 <= x
+            assert beside or y + height <= y2 - 30 or y2 + height2 <= y - 30

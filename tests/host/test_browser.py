@@ -21,6 +21,15 @@ def page(frontend) -> Iterator:
     page.close()
 
 
+# Pairs of nodes that lie on each other, as they are drawn: with their titles, and grown by what they show.
+OVERLAPPING = """() => {
+    const nodes = app.graph.nodes.map(node => [node.title, ...node.getBounding()])
+    return nodes.flatMap(([one, x, y, width, height], index) => nodes.slice(index + 1)
+        .filter(([, x2, y2, width2, height2]) => x < x2 + width2 && x2 < x + width && y < y2 + height2 && y2 < y + height)
+        .map(([other]) => `${one} and ${other}`))
+}"""
+
+
 @pytest.mark.parametrize("name", names())
 def test_a_template_opens_without_a_complaint_and_runs(server, object_info, page, name):
     page.get_by_role("button", name="Templates").first.click()
@@ -47,6 +56,7 @@ def test_a_template_opens_without_a_complaint_and_runs(server, object_info, page
     page.keyboard.press(".")  # fit the view to the graph
     time.sleep(1)
     page.screenshot(path=ARTIFACTS / f"{name}.png")
+    assert page.evaluate(OVERLAPPING) == []
     # The frontend marks a failed node and says so.
     assert page.locator(".p-toast-message-error").count() == 0
     assert not json.loads(page.evaluate("() => JSON.stringify(app.lastNodeErrors)") or "null")
