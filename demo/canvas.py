@@ -14,9 +14,10 @@ SUBGRAPH_INPUTS, SUBGRAPH_OUTPUTS = -10, -20  # ids of the two sides of a sub-gr
 # Pixels. A node's position is that of its body; the title lies above.
 TITLE, ROW, WIDGET, TEXT, PICTURE = 30, 20, 26, 90, 240
 GAP = 30
-WIDTHS = {"UniGSSampler": 350, "UniGSCoarseMaskFromBox": 350, "UniGSDichotomyDecode": 350, "UniGSEntityMaskSplit": 350}
+WIDTHS = {"UniGSSampler": 350, "UniGSCoarseMaskFromBox": 360, "UniGSDichotomyDecode": 350, "UniGSEntityMaskSplit": 350}
 WIDTH, PICTURE_WIDTH = 330, 260
-SHOWS_PICTURES = {"LoadImage", "PreviewImage", "MaskPreview", "SaveImage", "UniGSSaveEntities", "UniGSSampler"}
+SHOWS_PICTURES = {"LoadImage", "PreviewImage", "MaskPreview", "SaveImage"}
+SHOWS_PICTURES |= {"UniGSSampler", "UniGSCoarseMaskFromBox", "UniGSSaveEntities"}
 COLORS = {
     "MarkdownNote": ("#432", "#653"),
     "UniGSLoader": ("#223", "#335"),
@@ -66,6 +67,11 @@ class Node:
         slot = [called for called, _ in self.outputs].index(name)
         return Output(self.id, slot, self.outputs[slot][1])
 
+    def wide(self, pixels: int) -> "Node":
+        """The node itself, of another width than is usual for its kind."""
+        self.size = (pixels, self.size[1])
+        return self
+
     def sockets(self) -> list[str]:
         """The inputs in the frontend's order: those without a widget come first."""
         return sorted(self.declared, key=lambda name: is_widget(self.declared[name]))
@@ -86,12 +92,11 @@ class Canvas:
         self.inputs: list[tuple[str, str]] = []  # of the sub-graph: name and type
         self.outputs: list[tuple[str, Output]] = []
 
-    def add(self, kind: str, title: str = "", /, wide: int = 0, **given: Any) -> Node:
+    def add(self, kind: str, title: str = "", /, **given: Any) -> Node:
         """A new node.
 
         Args:
             given: input -> a value, or an output of another node; inputs that are not given have their defaults.
-            wide: its width in pixels, where the usual one of the kind is not wanted.
 
         Raises ValueError for a node or an input that the server lacks, or for an input of another type than its output.
         """
@@ -115,7 +120,7 @@ class Canvas:
         )
         pictures = kind in SHOWS_PICTURES
         usual = PICTURE_WIDTH if pictures and not node.outputs else WIDTHS.get(kind, WIDTH)
-        node.size = (wide or usual, _height(node) + PICTURE * pictures)
+        node.size = (usual, _height(node) + PICTURE * pictures)
         self.nodes.append(node)
         return node
 

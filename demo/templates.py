@@ -72,15 +72,15 @@ def entity_segmentation(at: Pieces) -> None:
     result = at.save(decoded["label preview"], "entities")
     masks = at.show_masks("Masks", decoded["masks"])
     cutouts = at.show("Cut-outs", split["RGBA cut-outs"])
-    tree = at.add("PreviewImage", "How the colours were split", images=decoded["dichotomy tree"], wide=550)
-    at.arrange([note, loader, picture], [sampled, decoded], [colormap, split, tree], [masks], [result], [cutouts])
+    tree = at.add("PreviewImage", "How the colours were split", images=decoded["dichotomy tree"]).wide(550)
+    at.arrange([note, loader, picture], [sampled, decoded], [colormap, masks, split], [result, cutouts, tree])
 
 
 def multi_region_inpainting(at: Pieces) -> None:
     note = at.note(
         "## Multi-region inpainting\n\nPaints new things into **several regions at once** and gives the mask of each."
-        "\n\n1. **Coarse Mask From Box** makes a rough region around each box: `x1,y1,x2,y2` in pixels, separated by "
-        "`;`.\n"
+        "\n\n1. **Coarse Mask From Box** makes a rough region around each box: draw them on the picture, or "
+        "write `x1,y1,x2,y2` in pixels, separated by `;`.\n"
         "2. **UniGS Sampler**, task *inpainting*, paints what the prompt names, from left to right. Outside the "
         "regions the picture stays as it was, to the last bit.\n"
         "3. **Dichotomy Decode** gives the masks of what was painted.\n\n"
@@ -267,8 +267,8 @@ def boxes_to_picture(at: Pieces) -> None:
     note = at.note(
         "## A picture from words and boxes\n\nWrite **what stands where**; a picture of it is painted, with the mask "
         "of each thing.\n\n"
-        "1. **Coarse Mask From Box**: a box and a label for each thing, like `10,20,60,90 cat`, separated by `;`. "
-        "*regions* is one mask a box, *prompt* the labels from left to right.\n"
+        "1. **Coarse Mask From Box**: a box and a label for each thing, like `10,20,60,90 cat`, separated by `;`; or "
+        "draw them. *regions* is one mask a box, *prompt* the labels from left to right.\n"
         "2. **Colormap Encode** paints the regions as a colormap, in the colours of the model that is connected to "
         "it.\n"
         "3. **Concatenate** puts the place behind the labels.\n"
@@ -319,9 +319,8 @@ def batch_to_layers(at: Pieces) -> None:
         scores=decoded["scores"],
         model=loaded["model"],
         filename_prefix="unigs/layers",
-        wide=540,
-    )
-    at.arrange([note, loader], pictures, [two, batch], [sampled, decoded], [colormap, masks], [layers])
+    ).wide(540)
+    at.arrange([note, loader], pictures, [two, batch, sampled, decoded], [colormap, masks], [layers])
 
 
 TEMPLATES: list[Callable[[Pieces], None]] = [

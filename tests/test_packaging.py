@@ -142,7 +142,7 @@ def test_icon_and_banner_are_what_their_command_draws_and_the_registry_takes(dra
 def test_the_archive_of_the_registry_holds_all_that_the_nodes_need():
     left_out = (REPO / ".comfyignore").read_text(encoding="utf-8").splitlines()
     left_out = {line.strip("/") for line in left_out if not line.startswith("#")}
-    needed = {"__init__.py", "nodes", "unigs", "web", "locales", "workflows", "pyproject.toml", "requirements.txt"}
-    needed |= {"README.md", "LICENSE", "NOTICE", "CHANGELOG.md", "docs", "training"}
+    needed = {"__init__.py", "nodes", "unigs", "web", "locales", "workflows", "subgraphs", "pyproject.toml"}
+    needed |= {"requirements.txt", "README.md", "LICENSE", "NOTICE", "CHANGELOG.md", "docs", "training"}
     assert not left_out & needed
     assert all((REPO / one).exists() for one in left_out | needed)

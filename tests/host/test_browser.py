@@ -24,9 +24,10 @@ def page(frontend) -> Iterator:
 # Pairs of nodes that lie on each other, as they are drawn: with their titles, and grown by what they show.
 OVERLAPPING = """() => {
     const nodes = app.graph.nodes.map(node => [node.title, ...node.getBounding()])
-    return nodes.flatMap(([one, x, y, width, height], index) => nodes.slice(index + 1)
-        .filter(([, x2, y2, width2, height2]) => x < x2 + width2 && x2 < x + width && y < y2 + height2 && y2 < y + height)
-        .map(([other]) => `${one} and ${other}`))
+    const apart = ([, x, y, w, h], [, x2, y2, w2, h2]) => x + w <= x2 || x2 + w2 <= x || y + h <= y2 || y2 + h2 <= y
+    return nodes.flatMap((one, index) => nodes.slice(index + 1)
+        .filter(other => !apart(one, other))
+        .map(([other]) => `${one[0]} and ${other}`))
 }"""
 
 
@@ -60,6 +61,65 @@ def test_a_template_opens_without_a_complaint_and_runs(server, object_info, page
     # The frontend marks a failed node and says so.
     assert page.locator(".p-toast-message-error").count() == 0
     assert not json.loads(page.evaluate("() => JSON.stringify(app.lastNodeErrors)") or "null")
+
+
+# Puts nodes around a sub-graph: what its inputs need, and a preview of each output, whose ids it returns.
+SURROUND = """([id, file, values]) => {
+    const subgraph = app.graph.getNodeById(id)
+    const add = kind => {
+        const node = LiteGraph.createNode(kind)
+        app.graph.add(node)
+        return node
+    }
+    const link = (from, output, to, input) => from.connect(
+        from.outputs.findIndex(slot => slot.name === output), to, to.inputs.findIndex(slot => slot.name === input))
+    const loader = add("UniGSLoader"), picture = add("LoadImage")
+    picture.widgets.find(({name}) => name === "image").value = file
+    for (const name of ["model", "clip", "vae"]) link(loader, name.toUpperCase(), subgraph, name)
+    const region = add("UniGSCoarseMaskFromBox")
+    if (subgraph.inputs.some(({name}) => name === "image")) link(picture, "IMAGE", subgraph, "image")
+    if (subgraph.inputs.some(({name}) => name === "coarse_mask")) link(region, "coarse mask", subgraph, "coarse_mask")
+    if (subgraph.inputs.some(({name}) => name === "masks")) link(region, "regions", subgraph, "masks")
+    for (const [name, value] of Object.entries(values)) subgraph.widgets.find(one => one.name === name).value = value
+    const shown = subgraph.outputs.map(({name, type}) => {
+        const preview = add(type === "MASK" ? "MaskPreview" : "PreviewImage")
+        link(subgraph, name, preview, type === "MASK" ? "mask" : "images")
+        return preview.id
+    })
+    app.graph.arrange()
+    return shown
+}"""
+BLUEPRINTS = {
+    "Segment (UniGS)": ("entity", {"seed": 3}),
+    "Inpaint (UniGS)": ("inpainting", {"seed": 4, "prompt": "duck"}),
+    "Synthesize (UniGS)": ("synthesis", {"seed": 5, "prompt": "ball on grass"}),
+}
+
+
+@pytest.mark.parametrize("title", BLUEPRINTS)
+def test_a_blueprint_is_found_in_the_search_and_runs(page, title):
+    task, values = BLUEPRINTS[title]
+    page.evaluate("() => app.graph.clear()")
+    page.mouse.dblclick(1000, 800)
+    page.keyboard.type(title)
+    page.get_by_role("option").filter(has_text=title).first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
+    node = page.evaluate("() => app.graph.nodes[0].id")
+    shown = page.evaluate(SURROUND, [node, "unigs_inpainting.png", values])
+
+    sent = page.evaluate("async () => (await app.graphToPrompt()).output")
+    (sampler,) = [spec["inputs"] for spec in sent.values() if spec["class_type"] == "UniGSSampler"]
+    assert {"task": task, **values}.items() <= sampler.items()
+    page.evaluate("() => app.queuePrompt(0)")
+    page.wait_for_function(
+        "ids => ids.every(id => app.graph.getNodeById(id).imgs?.[0]?.naturalWidth > 0)", arg=shown, timeout=300_000
+    )
+    page.keyboard.press("Escape")
+    page.keyboard.press(".")
+    time.sleep(1)
+    page.screenshot(path=ARTIFACTS / f"blueprint_{task}.png")
+    assert page.locator(".p-toast-message-error").count() == 0
 
 
 # Frontend 1.32 loses the translations of every pack when it loads its own, after them (ComfyUI_frontend#7214);
