@@ -41,7 +41,8 @@ from training.datasets.scenes import KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
 from training.evaluate import EvaluateConfig
 from training.joint import make_example
 from training.metrics import Measures, match_entities
-from training.protocols import Model, measure_entity, measure_referring
+from training.protocols import measure_entity, measure_referring
+from training.questions import Model
 from training.sources import SourceConfig
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task

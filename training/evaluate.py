@@ -26,19 +26,14 @@ from training.geometry import Geometry
 from training.joint import Example, NothingToSee, make_example
 from training.metrics import Measures
 from training.perceptual import Networks, one_line, open_networks
-from training.protocols import (
-    Model,
-    measure_entity,
-    measure_inpainting,
-    measure_referring,
-    measure_synthesis,
-)
+from training.protocols import measure_entity, measure_inpainting, measure_referring, measure_synthesis
+from training.questions import Model
 from training.sources import SourceConfig, open_source
 from training.validation import validation_grid
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
-SCENES = 256  # pictures of composed scenes, of which there is no end
+SCENES = 512  # pictures of composed scenes, of which there is no end
 SHEET_COLUMNS = 8  # examples of each task on a contact sheet
 
 
@@ -54,7 +49,7 @@ class EvaluateConfig:
     tasks: tuple[Task, ...] = tuple(Task)
     """tasks to measure"""
     count: int | None = None
-    """pictures of each data set, its first ones; all if not given, of scenes 256"""
+    """pictures of each data set, its first ones; all if not given, of scenes 512"""
     batch_size: int = 16
     """pictures at a time"""
     steps: int | None = None
@@ -64,7 +59,7 @@ class EvaluateConfig:
     max_side: int | None = None
     """with --short-side: unless the long side would be longer than this"""
     segmenter: Path | None = None
-    """the checkpoint that segments what synthesis paints; the same one if not given"""
+    """the checkpoint that looks at what is painted; the same one if not given"""
     inception_weights: Path | None = None
     """FID: weights-inception-2015-12-05-6726825d.pth of torch-fidelity"""
     lpips_weights: Path | None = None
@@ -176,7 +171,7 @@ def check_use(config: EvaluateConfig, datasets: list[DataSet]) -> None:
     tasks = {task for dataset in datasets for task in dataset.tasks}
     painting = {Task.INPAINTING, Task.SYNTHESIS}
     for name, of in (
-        ("segmenter", {Task.SYNTHESIS}),
+        ("segmenter", painting),
         ("inception_weights", painting),
         ("lpips_weights", {Task.INPAINTING}),
         ("clip_model", {Task.INPAINTING}),
@@ -245,7 +240,7 @@ def measure(task: Task, dataset: DataSet, model: Model, segmenter: Model, networ
     records = read_records(dataset, f"{task.value} of {dataset.name}")
     match task:
         case Task.INPAINTING:
-            return measure_inpainting(model, records, networks, seed)
+            return measure_inpainting(model, records, networks, segmenter, seed)
         case Task.SYNTHESIS:
             return measure_synthesis(model, records, networks, segmenter, seed)
         case Task.REFERRING:

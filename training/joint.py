@@ -34,6 +34,7 @@ class Example:
         coarse_mask: (H, W) bool, True = fill.
         prompt: "" where the caption was dropped.
         nouns: the entities that the prompt names.
+        labels: the noun of each mask.
         masks: (N, H, W) bool, the entities of the colormap, in its drawing order.
     """
 
@@ -43,6 +44,7 @@ class Example:
     coarse_mask: np.ndarray
     prompt: str
     nouns: list[str]
+    labels: list[str]
     masks: np.ndarray
 
 
@@ -109,13 +111,14 @@ def make_example(
         chosen = np.sort(np.argsort(-view.masks.sum((1, 2)), kind="stable")[: palette.grid**2])
     masks = view.masks_of(chosen)
     colormap = palette.encode(masks) if len(masks) else np.zeros((*shape, 3), np.uint8)
-    nouns = asked or _left_to_right(masks, [view.labels[i] for i in chosen])
+    labels = [view.labels[i] for i in chosen]
+    nouns = asked or _left_to_right(masks, labels)
     prompt = task.spec.prompt(_phrase(nouns))
     if view.place and task is Task.SYNTHESIS and rng.random() < 0.7:
         prompt = task.spec.prompt(f"{_phrase(nouns)} {view.place}")
     if task.spec.control != "image" and rng.random() < caption_dropout:
         prompt = ""
-    return Example(task, view.image, colormap, coarse, prompt, nouns, masks)
+    return Example(task, view.image, colormap, coarse, prompt, nouns, labels, masks)
 
 
 class JointExamples:

@@ -141,6 +141,21 @@ def add_panoptic(tally: Tally, picture: int, overlap: np.ndarray, void_share: np
     tally.add("RQ", picture, count, count + false / 2)
 
 
+def step_across(image: np.ndarray, region: np.ndarray) -> float:
+    """Mean absolute difference, in levels of 0-255, of two neighbours in a picture (H, W, 3) uint8, along a row or a
+    column, of which one lies inside a region (H, W) bool and one outside.
+
+    Raises ValueError for a region without a border.
+    """
+    values, steps = image.astype(np.int16), []
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        steps.append(np.abs(values[a] - values[b])[region[a] != region[b]])
+    found = np.concatenate(steps)
+    if len(found) == 0:
+        raise ValueError("the region is everything or nothing: there is no border to step across")
+    return float(found.mean())
+
+
 def add_overlap(tally: Tally, name: str, picture: int, found: np.ndarray, truth: np.ndarray) -> None:
     """Add two masks (H, W) bool to cIoU, all intersections over all unions, and gIoU, the mean IoU, where two empty
     masks have 1.

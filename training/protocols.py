@@ -3,15 +3,10 @@
 Pictures come one after the other; nothing of one is kept after its batch but numbers and run-length codes of masks.
 """
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from training.datasets import Record, RecordSet
@@ -29,130 +24,17 @@ from training.metrics import (
     match_entities,
     panoptic_overlap,
     peak_signal_to_noise,
+    step_across,
 )
 from training.perceptual import Fid, Networks
+from training.questions import Model, Question
+from training.second_look import Look, look_again
 from unigs.coarse_mask import boxes_of_masks, coarse_mask
-from unigs.conditions import HOLE_VALUE, LATENT_CHANNELS, decode_latents
+from unigs.conditions import HOLE_VALUE
 from unigs.entities import Entities, count_labels
-from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
 NOTHING = 0.005  # share of a picture's pixels below which nothing was found
-
-
-@dataclass(frozen=True)
-class Question:
-    """The inputs of one call for one picture, at the size that the model gets.
-
-    Attributes:
-        picture: its number, which also seeds the noise.
-        image: (h, w, 3) uint8.
-        coarse_mask: (h, w) bool; None for everything.
-        colormap: (h, w, 3) uint8, for synthesis.
-        about: whatever the answer is to be compared with.
-    """
-
-    picture: int
-    image: np.ndarray
-    about: Any
-    prompt: str | None = None
-    coarse_mask: np.ndarray | None = None
-    colormap: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model says to a question.
-
-    Attributes:
-        image: (h, w, 3) uint8.
-        painted: the same before inpainting put the pixels outside the coarse mask back.
-    """
-
-    question: Question
-    image: np.ndarray
-    painted: np.ndarray
-    entities: Entities
-
-
-@dataclass
-class Model:
-    """A pipeline that is asked in batches of pictures of one size. The noise of a picture is the same in every batch.
-
-    Attributes:
-        steps: denoising steps; the checkpoint's own for the task if None.
-        short_side, max_side: the size that pictures get, see `size`; in pixels.
-    """
-
-    pipeline: UniGSPipeline
-    batch_size: int = 16
-    steps: int | None = None
-    seed: int = 0
-    short_side: int | None = None
-    max_side: int | None = None
-
-    def __post_init__(self) -> None:
-        self.pipeline.set_progress_bar_config(disable=True)
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) that a picture is resized to, in its own shape: as many pixels as those of the training, a square with
-        the checkpoint's `default_size`; or to a short side of `short_side`, unless the long one would be beyond
-        `max_side`. The pipeline pads the sides to its multiples, and cuts the answer back.
-        """
-        if self.short_side is None:
-            scale = math.sqrt(self.pipeline.default_size**2 / (height * width))
-        else:
-            scale = self.short_side / min(height, width)
-            if self.max_side is not None:
-                scale = min(scale, self.max_side / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def fit(self, image: np.ndarray) -> np.ndarray:
-        """A picture (H, W, 3) uint8 at the size that the model gets."""
-        height, width = self.size(image.shape[0], image.shape[1])
-        if (height, width) == image.shape[:2]:
-            return image
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-
-    def answer(self, task: Task, questions: Iterable[Question]) -> Iterator[Answer]:
-        """An answer to each question, in the order in which batches of one size are full."""
-        waiting: dict[tuple[int, ...], list[Question]] = defaultdict(list)
-        for question in questions:
-            size = question.image.shape[:2]
-            waiting[size].append(question)
-            if len(waiting[size]) == self.batch_size:
-                yield from self._answer(task, waiting.pop(size))
-        for batch in waiting.values():
-            yield from self._answer(task, batch)
-
-    def _answer(self, task: Task, batch: list[Question]) -> Iterator[Answer]:
-        latents = torch.zeros(0)
-
-        def keep_latents(pipeline: Any, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> None:
-            nonlocal latents
-            latents = tensors["latents"]
-
-        everything = np.ones(batch[0].image.shape[:2], bool)
-        out = self.pipeline(
-            task,
-            image=_tensor([question.image for question in batch]),
-            colormap=_tensor([q.colormap for q in batch if q.colormap is not None])
-            if batch[0].colormap is not None
-            else None,
-            coarse_mask=np.stack([everything if q.coarse_mask is None else q.coarse_mask for q in batch]),
-            prompt=None if batch[0].prompt is None else [question.prompt or "" for question in batch],
-            num_inference_steps=self.steps,
-            generator=[torch.Generator().manual_seed(_noise_seed(self.seed, q.picture)) for q in batch],
-            output_type="pt",
-            callback_on_step_end=keep_latents,
-        )
-        images = _pixels(out.images)
-        painted = images
-        if task is Task.INPAINTING:
-            decoded = decode_latents(self.pipeline.vae, latents[:, :LATENT_CHANNELS])
-            painted = _pixels(decoded[..., : images.shape[1], : images.shape[2]])
-        for row in zip(batch, images, painted, out.entities, strict=True):
-            yield Answer(*row)
 
 
 def measure_entity(model: Model, records: Iterable[Record], background: bool) -> Measures:
@@ -246,33 +128,50 @@ def referred(record: Record, one_of: np.random.Generator | None = None) -> list[
     return [(noun, np.isin(labels, [i + 1 for i in seen if record.labels[i] == noun])) for noun in nouns]
 
 
-def measure_inpainting(model: Model, records: Iterable[Record], networks: Networks, seed: int = 0) -> Measures:
+def measure_inpainting(
+    model: Model, records: Iterable[Record], networks: Networks, segmenter: Model, seed: int = 0
+) -> Measures:
     """Inpainting of one to four entities: FID of the picture and of the coarse mask's box, CLIP score of the box; the
-    colormap's entities against the asked ones; PSNR and LPIPS of the pixels to keep, before the pipeline puts the
-    true ones back.
+    colormap's entities against the asked ones, and against those that are seen in the painted picture; the seam; PSNR
+    and LPIPS of the pixels to keep, before the pipeline puts the true ones back.
+
+    Args:
+        segmenter: a model that looks at the painted pictures.
     """
     tally, whole, local = Tally(), Fid(networks.inception), Fid(networks.inception)
-    for answer in model.answer(Task.INPAINTING, _examples(model, records, Task.INPAINTING, seed)):
-        picture, example = answer.question.picture, answer.question.about
-        hole = example.coarse_mask
-        [[left, top, right, bottom]] = boxes_of_masks(hole[None]).tolist()
-        box = np.s_[top:bottom, left:right]
-        whole.add(example.image, answer.image)
-        local.add(example.image[box], answer.image[box])
-        ious = match_entities(answer.entities.masks, example.masks)
-        tally.add("mIoU of the colormap", picture, ious.sum(), len(ious))
-        if not hole.all():
-            same = np.array_equal(answer.image[~hole], example.image[~hole])
-            tally.add("kept pixels unchanged", picture, float(same))
-            tally.add("PSNR, kept pixels", picture, peak_signal_to_noise(answer.painted, example.image, ~hole))
-            if networks.lpips is not None:
-                grey = np.uint8(255 * HOLE_VALUE)
-                kept = [np.where(hole[..., None], grey, pixels) for pixels in (answer.painted, example.image)]
-                tally.add("LPIPS, kept pixels", picture, networks.lpips.of(*kept))
-        if networks.clip is not None:
-            text = example.prompt.removeprefix(Task.INPAINTING.spec.prefix).removeprefix(" generate ").rstrip(".")
-            tally.add("CLIP score", picture, networks.clip(answer.image[box], text))
-            tally.add("CLIP score, true picture", picture, networks.clip(example.image[box], text))
+
+    def painted() -> Iterator[Look]:
+        for answer in model.answer(Task.INPAINTING, _examples(model, records, Task.INPAINTING, seed)):
+            picture, (example, record) = answer.question.picture, answer.question.about
+            hole = example.coarse_mask
+            [[left, top, right, bottom]] = boxes_of_masks(hole[None]).tolist()
+            box = np.s_[top:bottom, left:right]
+            whole.add(example.image, answer.image)
+            local.add(example.image[box], answer.image[box])
+            ious = match_entities(answer.entities.masks, example.masks)
+            tally.add("mIoU of the colormap", picture, ious.sum(), len(ious))
+            if not hole.all():
+                same = np.array_equal(answer.image[~hole], example.image[~hole])
+                tally.add("kept pixels unchanged", picture, float(same))
+                steps = (step_across(pixels, hole) for pixels in (answer.image, example.image))
+                tally.add("step across the border, of the true one", picture, *steps)
+                tally.add("PSNR, kept pixels", picture, peak_signal_to_noise(answer.painted, example.image, ~hole))
+                if networks.lpips is not None:
+                    grey = np.uint8(255 * HOLE_VALUE)
+                    kept = [np.where(hole[..., None], grey, pixels) for pixels in (answer.painted, example.image)]
+                    tally.add("LPIPS, kept pixels", picture, networks.lpips.of(*kept))
+            if networks.clip is not None:
+                text = example.prompt.removeprefix(Task.INPAINTING.spec.prefix).removeprefix(" generate ").rstrip(".")
+                tally.add("CLIP score", picture, networks.clip(answer.image[box], text))
+                tally.add("CLIP score, true picture", picture, networks.clip(example.image[box], text))
+            own = [mask for mask in answer.entities.masks & hole if mask.any()]
+            kinds = _kinds(record.masks, record.labels)
+            several = {noun for noun in kinds if record.labels.count(noun) > example.labels.count(noun)}
+            asked = [noun for noun in dict.fromkeys(example.labels) if noun not in several | record.also_present]
+            yield Look(picture, answer.image, own, len(example.masks), hole, kinds, asked)
+            yield Look(picture, example.image, list(example.masks), 0, hole, kinds, asked, ", true picture")
+
+    look_again(segmenter, painted(), tally)
     found = {"FID": whole.measure(), "local FID": local.measure()} | tally.measures()
     if networks.lpips is None:
         found["LPIPS, kept pixels"] = Measure(None, not_run="give --lpips-weights FILE")
@@ -284,28 +183,25 @@ def measure_inpainting(model: Model, records: Iterable[Record], networks: Networ
 def measure_synthesis(
     model: Model, records: Iterable[Record], networks: Networks, segmenter: Model, seed: int = 0
 ) -> Measures:
-    """Synthesis from the colormap of up to four entities: FID; how much of the layout a segmenter sees in the painted
-    picture, and for comparison in the true one; and how well the model's own colormap keeps the layout.
+    """Synthesis from the colormap of up to four entities: FID; how much of the layout and of its nouns is seen in the
+    painted picture, and for comparison in the true one; and how well the model's own colormap keeps the layout.
 
     Args:
-        segmenter: a model that is asked for all entities of the pictures.
+        segmenter: a model that looks at the painted pictures.
     """
     tally, fid = Tally(), Fid(networks.inception)
 
-    def to_segment() -> Iterator[Question]:
+    def painted() -> Iterator[Look]:
         for answer in model.answer(Task.SYNTHESIS, _examples(model, records, Task.SYNTHESIS, seed)):
-            picture, example = answer.question.picture, answer.question.about
+            picture, (example, _) = answer.question.picture, answer.question.about
             fid.add(example.image, answer.image)
             ious = match_entities(answer.entities.masks, example.masks)
             tally.add("mIoU of the own colormap", picture, ious.sum(), len(ious))
-            yield Question(picture, segmenter.fit(answer.image), ("colormap consistency", example.masks))
-            yield Question(picture, segmenter.fit(example.image), ("the same of the true picture", example.masks))
+            kinds, everywhere = _kinds(example.masks, example.labels), np.ones(example.image.shape[:2], bool)
+            for image, of in ((answer.image, ""), (example.image, ", true picture")):
+                yield Look(picture, image, list(example.masks), 0, everywhere, kinds, list(kinds), of)
 
-    for answer in segmenter.answer(Task.ENTITY, to_segment()):
-        name, masks = answer.question.about
-        labels = resize_nearest(answer.entities.labels, masks.shape[1:])
-        ious = match_entities(Entities.from_labels(labels).masks, masks)
-        tally.add(name, answer.question.picture, ious.sum(), len(ious))
+    look_again(segmenter, painted(), tally)
     return {"FID": fid.measure()} | tally.measures()
 
 
@@ -316,12 +212,19 @@ def _examples(model: Model, records: Iterable[Record], task: Task, seed: int) ->
         labels = resize_nearest(record.label_map, (image.shape[0], image.shape[1]))
         masks = labels == np.arange(1, len(record.labels) + 1)[:, None, None]
         small = Record.from_arrays(image, masks, record.labels, record.is_thing, record.place, key=record.key)
+        small = replace(small, also_present=record.also_present)
         rng = np.random.default_rng([seed, 2, picture])
         try:
             example: Example = make_example(small, rng, model.pipeline.palette, task)
         except NothingToSee:
             continue
-        yield Question(picture, image, example, example.prompt, example.coarse_mask, example.colormap)
+        yield Question(picture, image, (example, small), example.prompt, example.coarse_mask, example.colormap)
+
+
+def _kinds(masks: np.ndarray, labels: list[str]) -> dict[str, np.ndarray]:
+    """Noun -> (H, W) bool, all masks (N, H, W) of that name; nouns of which nothing is seen are left out."""
+    kinds = {noun: np.any(masks[[label == noun for label in labels]], axis=0) for noun in dict.fromkeys(labels)}
+    return {noun: mask for noun, mask in kinds.items() if mask.any()}
 
 
 def _coarse(mask: np.ndarray, size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -334,17 +237,3 @@ def _without_gaps(labels: np.ndarray) -> np.ndarray:
     """A label map (H, W) whose labels are 1..T in their order, each with a pixel."""
     there = count_labels(labels)[1:] > 0
     return np.concatenate([[0], np.cumsum(there) * there])[labels]
-
-
-def _noise_seed(seed: int, picture: int) -> int:
-    return int(np.random.SeedSequence([seed, picture]).generate_state(1)[0])
-
-
-def _tensor(pictures: list[np.ndarray]) -> torch.Tensor:
-    """(B, 3, H, W) float in [0, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
-
-
-def _pixels(pictures: Any) -> np.ndarray:
-    """(B, 3, H, W) float in [0, 1] -> (B, H, W, 3) uint8."""
-    return (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

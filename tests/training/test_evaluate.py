@@ -171,7 +171,7 @@ WRONG = {
     "segmenter": (["--segmenter", "nowhere"], "nowhere"),
     "useless segmenter": (
         ["--tasks", "entity", "--segmenter", "CHECKPOINT"],
-        "--segmenter means nothing without synthesis",
+        "--segmenter means nothing without inpainting or synthesis",
     ),
     "useless weights": (
         ["--tasks", "entity", "--lpips-weights", "x"],

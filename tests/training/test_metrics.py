@@ -20,6 +20,7 @@ from training.metrics import (
     panoptic_overlap,
     peak_signal_to_noise,
     resamples,
+    step_across,
 )
 from unigs.entities import Entities
 
@@ -222,3 +223,17 @@ def test_psnr_by_hand():
     where[:2] = True
     assert peak_signal_to_noise(painted, truth, where) == pytest.approx(13.979, abs=1e-3)
     assert peak_signal_to_noise(painted, truth, ~where) == 100
+
+
+def test_step_across_a_border_by_hand():
+    image, left = np.full((2, 4, 3), 100, np.uint8), np.zeros((2, 4), bool)
+    left[:, :2] = True
+    assert step_across(image, left) == 0
+    image[:, 2:] = 130
+    assert step_across(image, left) == 30
+    image[0, 2:] = 100, 255, 255
+    assert step_across(image, left) == pytest.approx((30 + (0 + 155 + 155) / 3) / 2)
+    image[1, 3] = 0  # not beside the border
+    assert step_across(image, left) == pytest.approx((30 + (0 + 155 + 155) / 3) / 2)
+    with pytest.raises(ValueError, match="no border"):
+        step_across(image, np.ones_like(left))

@@ -13,13 +13,14 @@ from tests.training.test_perceptual import Means
 from training.datasets import Record, RecordSet
 from training.perceptual import Networks, open_networks
 from training.protocols import (
-    Model,
     measure_entity,
     measure_inpainting,
     measure_referring,
     measure_synthesis,
     referred,
 )
+from training.questions import Model
+from training.second_look import selected
 from unigs.checkpoints import bundled_model_dir
 from unigs.conditions import encode_pixels
 from unigs.entities import Entities
@@ -196,22 +197,32 @@ def test_every_sentence_of_every_object_is_asked():
     assert [(noun, int(mask.sum())) for noun, mask in crowd] == [("dog", 181), ("cat", 400)]
 
 
+NOUNS = ["dog", "cat", "frog"]
+
+
+def seen(pixels: np.ndarray, prompt: str | None, *_: Any) -> np.ndarray:
+    """The perfect segmenter: all entities and the background without a prompt, else what it names."""
+    if prompt is None:
+        return by_grey(pixels) + 1
+    return (by_grey(pixels) == NOUNS.index(prompt) + 1).astype(int)
+
+
 def test_inpainting_keeps_what_it_is_given(alexnet, clip_folder):
     networks = open_networks(None, alexnet, clip_folder, torch.device("cpu"))
     networks.inception = Means()
-    measures = measure_inpainting(Model(Known(by_grey)), RECORDS, networks)
+    measures = measure_inpainting(Model(Known(by_grey)), RECORDS, networks, Model(Known(seen)))
     found = values(measures)
-    assert found["kept pixels unchanged"] == 1
+    assert found["kept pixels unchanged"] == found["step across the border, of the true one"] == 1
     assert found["FID"] == found["local FID"] == pytest.approx(0, abs=1e-3)
     assert found["CLIP score"] == found["CLIP score, true picture"]
     assert 15 < found["PSNR, kept pixels"] < 60  # what the autoencoder loses
     assert 0 < found["LPIPS, kept pixels"] < 1
-    assert all(measure.pictures == 3 for measure in measures.values())
+    assert {measure.pictures for name, measure in measures.items() if "named" not in name} == {3}
 
 
 def test_inpainting_is_asked_as_in_training():
     pipeline = Known(lambda pixels, prompt, coarse: coarse.astype(int))
-    measures = measure_inpainting(Model(pipeline), RECORDS, Networks())
+    measures = measure_inpainting(Model(pipeline), RECORDS, Networks(), Model(Known(seen)))
     call = pipeline.calls[0]
     assert all(prompt.startswith("inpainting: generate ") for prompt in call["prompt"])
     assert call["coarse_mask"].any((1, 2)).all() and not call["coarse_mask"].all((1, 2)).any()
@@ -221,12 +232,70 @@ def test_inpainting_is_asked_as_in_training():
     assert "--clip-model" in measures["CLIP score"].not_run
 
 
+def test_what_is_inpainted_is_looked_at_again():
+    """The true objects are painted; the colormap has them, has them not, or makes one of all that is in the hole."""
+    for own, low, high in (
+        (lambda pixels, _, coarse: by_grey(pixels) * coarse, 0.99, 1),
+        (lambda pixels, _, coarse: np.zeros_like(by_grey(pixels)), 0, 0),
+        (lambda pixels, _, coarse: coarse.astype(int), 0.01, 0.9),
+    ):
+        found = values(measure_inpainting(Model(Known(own)), RECORDS, Networks(), Model(Known(seen))))
+        assert low <= found["colormap consistency"] <= high
+        assert found["colormap consistency, true picture"] > 0.95  # less the background that is in the hole
+        assert found["named objects found"] == found["named objects found, true picture"] == 1
+        assert found["named objects found, other word"] == 0
+
+
+def test_a_hole_that_is_painted_in_another_colour_has_a_seam():
+    class Brighter(Known):
+        def __call__(self, task: Any, image: torch.Tensor, callback_on_step_end: Callable, **options: Any) -> Any:
+            out = super().__call__(task, image, callback_on_step_end, **options)
+            hole = torch.from_numpy(options["coarse_mask"])[:, None]
+            return SimpleNamespace(images=torch.where(hole, out.images + 0.2, out.images), entities=out.entities)
+
+    [large] = [record((10, 10, 50, 50))]
+    found = values(measure_inpainting(Model(Brighter(by_grey)), [large], Networks(), Model(Known(seen))))
+    assert found["step across the border, of the true one"] > 1.2 and found["kept pixels unchanged"] == 1
+
+
 def test_synthesis_is_segmented_again():
     """The painted picture is the true one, and the colormap that comes back misses one of two objects."""
     model = Model(Known(lambda pixels, *_: (by_grey(pixels) == 1).astype(int)))
-    found = values(measure_synthesis(model, RECORDS, Networks(Means()), Model(Known(by_grey))))
+    found = values(measure_synthesis(model, RECORDS, Networks(Means()), Model(Known(seen))))
     assert found["FID"] == pytest.approx(0, abs=1e-3)
-    assert found["colormap consistency"] == found["the same of the true picture"] == 1
+    assert found["colormap consistency"] == found["colormap consistency, true picture"] == 1
     assert found["mIoU of the own colormap"] == pytest.approx(3 / 5)
+    assert found["named objects found"] == found["named objects found, true picture"] == 1
+    assert found["named objects found, other word"] == 0
     for call in model.pipeline.calls:
         assert call["colormap"].shape == call["image"].shape and call["coarse_mask"].all()
+
+
+def test_synthesis_that_paints_nothing_is_seen():
+    class Blank(Known):
+        def __call__(self, task: Any, image: torch.Tensor, callback_on_step_end: Callable, **options: Any) -> Any:
+            return super().__call__(task, torch.zeros_like(image), callback_on_step_end, **options)
+
+    found = values(measure_synthesis(Model(Blank(by_grey)), RECORDS, Networks(), Model(Known(seen))))
+    assert found["colormap consistency"] < 0.3 and found["colormap consistency, true picture"] == 1
+    assert found["named objects found"] == 0 and found["named objects found, true picture"] == 1
+
+
+def test_a_segmenter_that_does_not_read_finds_no_more_by_the_noun_than_by_another():
+    """It selects the largest object, whatever is asked."""
+
+    def largest(pixels: np.ndarray, *_: Any) -> np.ndarray:
+        labels = by_grey(pixels)
+        return (labels == 1 + np.bincount(labels.ravel(), minlength=2)[1:].argmax()).astype(int)
+
+    found = values(measure_synthesis(Model(Known(by_grey)), RECORDS, Networks(), Model(Known(largest))))
+    assert found["named objects found"] == found["named objects found, other word"] == 0.5
+
+
+def test_what_is_selected_is_the_noun_that_overlaps_most():
+    left, right = np.zeros((2, 8, 8), bool)
+    left[2:6, :3], right[2:6, 5:] = True, True
+    kinds = {"dog": left, "cat": right}
+    assert selected(left, kinds) == "dog" and selected(right, kinds) == "cat"
+    assert selected(~left & ~right, kinds) is None and selected(np.zeros_like(left), kinds) is None
+    assert selected(np.ones_like(left), kinds) is None  # it is mostly the rest
