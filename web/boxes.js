@@ -12,7 +12,7 @@ import { formatBoxes, parseBoxes } from "./box_text.js"
 import { wordsIn } from "./box_words.js"
 
 const NODE = "UniGSCoarseMaskFromBox"
-const MIN_HEIGHT = 200
+const MIN_HEIGHT = 220 // that of boxes.css, and the host's margins
 const NEW_SIZE = [360, 560]
 
 app.registerExtension({
@@ -78,12 +78,18 @@ function addBoxEditor(node) {
     widget.serialize = false
     node.setSize([Math.max(node.size[0], NEW_SIZE[0]), Math.max(node.size[1], NEW_SIZE[1])])
 
-    const { onExecuted } = node
+    const { onConfigure, onExecuted } = node
+    node.onConfigure = function (saved) {
+        onConfigure?.call(this, saved)
+        refresh()
+    }
     node.onExecuted = function (output) {
         onExecuted?.call(this, output)
         if (output?.picture) executed.set(placeOf(node), { link: linkOf(node, "image"), entry: output.picture[0] })
         node.setDirtyCanvas(true, true)
     }
+    // Nodes that are not drawn on the canvas (Nodes 2.0) do not call `onDraw`.
+    for (const type of ["pointerenter", "focusin"]) editor.element.addEventListener(type, refresh)
     refresh()
 }
 

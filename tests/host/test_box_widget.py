@@ -350,11 +350,13 @@ def test_a_workflow_from_before_the_widget_opens_as_it_was(page, object_info):
 
 
 def test_the_widget_speaks_chinese(page, opened, graph):
+    page.route("**/settings/Comfy.Locale", lambda route: route.fulfill())  # the language of this page alone
     page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     box_node(graph, "1,1,9,9 猫")
     editor = opened(graph)
     notice, label = editor.notice.inner_text(), editor.boxes.first.get_attribute("aria-label")
     page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+    page.unroute("**/settings/Comfy.Locale")
     assert notice.startswith("拖动：绘制。") and label == "框 1，猫：1, 1 至 9, 9"
     english, chinese = page.evaluate(WORDS, f"/extensions/{PACK_NAME}/box_words.js")
     assert english.keys() == chinese.keys()
