@@ -26,7 +26,7 @@ class CoarseMaskFromBox(io.ComfyNode):
             display_name="Coarse Mask From Box",
             category=CATEGORY,
             description="Turns boxes into the coarse mask that inpainting fills and referring looks in, by default "
-            "with the rounded, random outlines the model was trained on; and their labels into the prompt.",
+            "with the ragged, random outlines the model was trained on; and their labels into the prompt.",
             inputs=[
                 io.String.Input(
                     "boxes",
@@ -53,7 +53,7 @@ class CoarseMaskFromBox(io.ComfyNode):
                     "kind",
                     options=KINDS,
                     default="curve",
-                    tooltip="curve: a rounded blob around each box; box: a somewhat larger box; full: the whole "
+                    tooltip="curve: a ragged outline around each box; box: a somewhat larger box; full: the whole "
                     "picture.",
                 ),
                 io.Int.Input(
