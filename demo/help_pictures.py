@@ -126,9 +126,10 @@ def encode(scene: Scene) -> Columns:
 
 
 def coarse(scene: Scene) -> Columns:
-    settings = {"boxes": "20,30,60,110; 76,56,112,112", "width": 128, "height": 128, "kind": "curve", "seed": 0}
-    mask = scene.add("UniGSCoarseMaskFromBox", **settings, image=scene.picture())
-    return [[mask], [scene.mask(mask), scene.mask(mask, 1)]]
+    boxes = "8,10,72,64 hamburger\n48,66,106,116 cat"
+    settings = {"width": 128, "height": 128, "kind": "curve", "seed": 0}
+    mask = scene.add("UniGSCoarseMaskFromBox", boxes=boxes, **settings, image=scene.picture())
+    return [[mask], [scene.mask(mask), scene.add("PreviewAny", source=[mask[0], 2])]]
 
 
 def save(scene: Scene) -> Columns:
