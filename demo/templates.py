@@ -220,9 +220,10 @@ def remove_an_object(at: Pieces) -> None:
     result = at.save(sampled["image"], "removed")
     at.arrange(
         [note, loader, picture],
-        [region, found],
-        [colormap, masks, hole],
-        [decoded, split, grown, size],
+        [region, colormap],
+        [found, size],
+        [decoded, split, grown],
+        [masks, hole],
         [sampled, empty],
         [result],
     )

@@ -117,9 +117,12 @@ def test_each_box_becomes_an_entity_of_the_layout_where_it_is(results, shown):
 def test_a_batch_gives_layers_of_each_picture(results, server):
     """Layers of one picture have its colours, do not overlap, and leave nothing out."""
     name = "batch_to_layers"
-    files = results[name].pictures(node_titled(read(name), "Result"))
-    layers = [[file for file in files if f"_{number:05}_layer" in file["filename"]] for number in (1, 2, 3)]
-    for picture, found in zip(picture_names(read(name)), layers, strict=True):
+    layers: dict[str, list[dict[str, str]]] = {}
+    for file in results[name].pictures(node_titled(read(name), "Result")):
+        prefix, is_layer, _ = file["filename"].partition("_layer_")
+        if is_layer:
+            layers.setdefault(prefix, []).append(file)
+    for picture, found in zip(picture_names(read(name)), layers.values(), strict=True):
         pixels = np.asarray(Image.open(INPUTS / picture).convert("RGB"))
         pieces = np.stack([np.asarray(Image.open(io.BytesIO(server.client.view(file)))) for file in found])
         assert len(pieces) >= 2 and pieces.shape[1:] == (*SIZE, 4)
