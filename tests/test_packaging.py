@@ -146,3 +146,15 @@ def test_the_archive_of_the_registry_holds_all_that_the_nodes_need():
     needed |= {"requirements.txt", "README.md", "LICENSE", "NOTICE", "CHANGELOG.md", "docs", "training"}
     assert not left_out & needed
     assert all((REPO / one).exists() for one in left_out | needed)
+
+
+def test_the_wheel_holds_every_file_of_the_engine():
+    declared = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = ["*.py", *declared["package-data"]["unigs"]]
+    packed = {path for pattern in patterns for path in (REPO / "unigs").glob(pattern)}
+    listed = subprocess.run(["git", "ls-files", "unigs"], cwd=REPO, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert declared["packages"] == ["unigs"]
+    assert {REPO / name for name in listed.stdout.splitlines()} <= packed
+    assert REPO / "unigs" / "gallery_scenes" / "scenes.json" in packed

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from training.datasets.masks import encode_masks
+from unigs.matching import best_matching as best_matching
+from unigs.matching import intersection_over_union as intersection_over_union
+from unigs.matching import match_entities as match_entities
 
 RESAMPLES = 1000  # of the pictures, for an interval
 MAX_DETECTIONS = 1000  # entities of a picture that count for AP; a palette has 121 colours
@@ -78,28 +80,6 @@ def interval_of(drawn: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of what the resamples (n,) give."""
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
-
-
-def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(P, H, W) and (T, H, W) bool -> IoU (P, T); two empty masks count 1."""
-    pixels = truth.shape[1] * truth.shape[2]
-    p, t = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (predicted, truth))
-    shared = p @ t.T
-    union = p.sum(1)[:, None] + t.sum(1)[None] - shared
-    return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
-
-
-def match_entities(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """IoU (T,) of each true mask with the prediction that the best one-to-one matching gives it, 0 without one."""
-    return best_matching(intersection_over_union(predicted, truth))
-
-
-def best_matching(overlap: np.ndarray) -> np.ndarray:
-    """IoU (P, T) -> (T,): what the one-to-one matching of the largest sum gives each column, 0 without a partner."""
-    matched = np.zeros(overlap.shape[1])
-    rows, columns = linear_sum_assignment(-overlap)
-    matched[columns] = overlap[rows, columns]
-    return matched
 
 
 def panoptic_overlap(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from training.shards import Sample, has_frozen_text
 from unigs.conditions import control_picture, decode_latents
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
+from unigs.visualize import shorten, wrapped
 
 EACH = 16  # examples of each task
 PANEL = 160  # longest side of a picture on the sheet, pixels
@@ -100,7 +101,7 @@ def sheet(shown: dict[Task, list[Shown]]) -> Image.Image:
     cell_width = max(panel.width for pictures, _ in every for panel in pictures)
     cell_height = max(panel.height for pictures, _ in every for panel in pictures)
     card_width = len(NAMES) * (cell_width + GAP) - GAP
-    captions = {caption: wrapped(caption, card_width, 2, font) for _, caption in every}
+    captions = {caption: wrapped(caption, font, card_width, 2) for _, caption in every}
     card_height = cell_height + GAP + LINE * max(map(len, captions.values())) + GAP
     head = 2 * LINE + 2 * GAP  # of a block: its title, and what the pictures are
     blocks = [head + -(-len(items) // COLUMNS) * card_height + LINE for items in cards.values()]
@@ -117,7 +118,7 @@ def sheet(shown: dict[Task, list[Shown]]) -> Image.Image:
             for number, panel in enumerate(pictures):
                 x = left + number * (cell_width + GAP)
                 if place < COLUMNS:
-                    draw.text((x, top - LINE - 2), _shorten(NAMES[number], cell_width, font), GRAY, font)
+                    draw.text((x, top - LINE - 2), shorten(NAMES[number], font, cell_width), GRAY, font)
                 drawn.paste(panel, (x, top + cell_height - panel.height))
             for number, line in enumerate(captions[caption]):
                 draw.text((left, top + cell_height + GAP // 2 + number * LINE), line, INK, font)
@@ -148,27 +149,6 @@ def outline(mask: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     shifts = [inner[y : y + height, x : x + width] for y in range(5) for x in range(5)]
     return mask & ~np.logical_and.reduce(shifts)
-
-
-def wrapped(text: str, width: int, lines: int, font: Any) -> list[str]:
-    """The text in at most so many lines of at most `width` pixels; what is too much ends in "..."."""
-    words, made = text.split(), [""]
-    for word in words:
-        longer = f"{made[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not made[-1]:
-            made[-1] = longer
-        else:
-            made.append(word)
-    kept = made[:lines]
-    if len(made) > lines:
-        kept[-1] += " ..."
-    return [_shorten(line, width, font) for line in kept]
-
-
-def _shorten(line: str, width: int, font: Any) -> str:
-    while font.getlength(line) > width:
-        line = line.removesuffix("...")[:-1].rstrip() + "..."
-    return line
 
 
 def _to_image(pixels: Tensor) -> Image.Image:

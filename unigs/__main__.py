@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to load, and `--help` and 
 
 # The example pictures, their prompts and boxes: the templates for ComfyUI, in a checkout beside this package.
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+GALLERY = WORKFLOWS.parent / "docs" / "gallery"
 
 
 class Painted(NamedTuple):
@@ -125,7 +126,9 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """All four tasks on the example pictures that come with the project, and one sheet of everything."""
+    """All four tasks on the example pictures that come with the project, on one sheet; or the gallery."""
+    if options.gallery is not None:
+        return _gallery(options)
     examples = _examples()
     pipe = _load_pipeline(options)
     rows, captions = [], []
@@ -148,6 +151,19 @@ def demo(options: argparse.Namespace) -> None:
     sheet = options.out / "contact_sheet.png"
     contact_sheet(rows, ["given", "where", "picture", "colormap", "entities"], captions).save(sheet)
     print(f"all of it on one sheet: {sheet}")
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    if options.gallery == GALLERY and not WORKFLOWS.is_dir():
+        raise ValueError(
+            "outside a checkout of the project the gallery has no folder of its own: name one, like "
+            "`unigs demo --gallery pictures`"
+        )
+    from .gallery import Model, make_gallery
+
+    model = Model(_load_pipeline(options), options.steps, options.guidance, options.seed)
+    for path in make_gallery(model, options.gallery):
+        print(path, flush=True)
 
 
 def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
@@ -437,7 +453,18 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add(demo, "all four tasks on the example pictures, on one contact sheet", "--out pictures")
+    command = add(
+        demo, "all four tasks on the example pictures, on one contact sheet; or the gallery", "--out pictures"
+    )
+    command.add_argument(
+        "--gallery",
+        nargs="?",
+        type=Path,
+        const=GALLERY,
+        metavar="DIR",
+        help="instead, run every task on 24 held-out scenes and write figures of the best and the worst to this folder "
+        "(in a checkout: docs/gallery if none is named)",
+    )
 
     command = add(
         inpaint,

@@ -58,6 +58,10 @@ def contact_sheet(
     titles: Sequence[str] = (),
     captions: Sequence[str] = (),
     cell: int = 224,
+    *,
+    notes: Sequence[Sequence[str]] = (),
+    heading: str = "",
+    text: int | None = None,
 ) -> Image.Image:
     """Pictures in a table.
 
@@ -66,8 +70,12 @@ def contact_sheet(
         titles: above the columns.
         captions: above each row.
         cell: side of a cell in pixels.
+        notes: for each row, what stands beneath its pictures; wrapped, and grey from its first line break on.
+        heading: above everything, its first line large; what follows is grey and wrapped.
+        text: height of the letters in pixels; a fifteenth of a cell, but at least 11, if not given.
 
-    Returns an RGB picture. Raises ValueError if there is no picture, or more titles or captions than columns or rows.
+    Returns an RGB picture. Raises ValueError if there is no picture, or more titles, captions or notes than columns,
+    rows or pictures.
     """
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
@@ -76,25 +84,68 @@ def contact_sheet(
         raise ValueError(
             f"got {len(titles)} titles for {columns} columns and {len(captions)} captions for {len(rows)} rows"
         )
-    font = _font(max(11, cell // 15))
-    line = max(11, cell // 15) + MARGIN
-    head, above = (line if titles else 0), (line if captions else 0)
-    sheet = Image.new(
-        "RGB", (MARGIN + columns * (cell + MARGIN), MARGIN + head + len(rows) * (above + cell + MARGIN)), PAPER
-    )
+    if len(notes) > len(rows) or any(len(some) > len(row) for some, row in zip(notes, rows, strict=False)):
+        raise ValueError(f"got {[len(some) for some in notes]} notes for rows of {[len(row) for row in rows]} pictures")
+    text = max(11, cell // 15) if text is None else text
+    font, line, leading = _font(text), text + MARGIN, text * 5 // 4
+    width = MARGIN + columns * (cell + MARGIN)
+    title, _, rule = heading.partition("\n")
+    large, rule = _font(text * 3 // 2), wrapped(rule, font, width - 2 * MARGIN)
+    lines = [[_note_lines(note, font, cell) for note in some] for some in notes]
+    lines += [[]] * (len(rows) - len(lines))
+    above = line if captions else 0
+    heads = [text * 2 + leading * len(rule) + MARGIN if heading else 0, line + above // 4 if titles else 0]
+    below = [leading * max(map(len, some)) + MARGIN if some else 0 for some in lines]
+    height = MARGIN + sum(heads) + len(rows) * (above + cell + MARGIN) + sum(below)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), shorten(title, large, width - 2 * MARGIN), INK, large)
+    for number, words in enumerate(rule):
+        draw.text((MARGIN, MARGIN + 2 * text + number * leading), words, GRAY, font)
+    y = MARGIN + heads[0]
     for column, title in enumerate(titles):
-        draw.text((MARGIN + column * (cell + MARGIN), MARGIN), _shorten(title, font, cell), INK, font)
+        draw.text((MARGIN + column * (cell + MARGIN), y), shorten(title, font, cell), INK, font)
+    y += heads[1]
     for number, row in enumerate(rows):
-        y = MARGIN + head + number * (above + cell + MARGIN)
         if number < len(captions):
-            draw.text((MARGIN, y), _shorten(captions[number], font, sheet.width - 2 * MARGIN), INK, font)
+            draw.text((MARGIN, y), shorten(captions[number], font, width - 2 * MARGIN), INK, font)
+        y += above
         for column, picture in enumerate(row):
             if picture is not None:
                 fitted = _fit(picture, cell)
                 x = MARGIN + column * (cell + MARGIN)
-                sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + above + (cell - fitted.height) // 2))
+                sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
+        y += cell + MARGIN
+        for column, note in enumerate(lines[number]):
+            for place, (words, color) in enumerate(note):
+                draw.text((MARGIN + column * (cell + MARGIN), y + place * leading), words, color, font)
+        y += below[number]
     return sheet
+
+
+def wrapped(text: str, font: Any, width: float, lines: int | None = None) -> list[str]:
+    """The text in lines of at most `width` pixels, and in at most so many; what is too much ends in "..."."""
+    made: list[str] = []
+    for word in text.split():
+        longer = f"{made[-1]} {word}" if made else word
+        if made and font.getlength(longer) <= width:
+            made[-1] = longer
+        else:
+            made.append(word)
+    kept = made[:lines]
+    if len(made) > len(kept):
+        kept[-1] += " ..."
+    return [shorten(line, font, width) for line in kept]
+
+
+def shorten(text: str, font: Any, width: float) -> str:
+    """The text, or as much of its beginning as takes at most `width` pixels together with "..."."""
+    if font.getlength(text) <= width:
+        return text
+    text = text.removesuffix("...")
+    while text and font.getlength(text.rstrip() + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."
 
 
 def dichotomy_tree(
@@ -231,11 +282,11 @@ def _tree_sheet(
         sheet.paste(key, (x, y))
         draw.rectangle((x, y, x + key.width - 1, y + key.height - 1), outline=INK)
         x += key.width + MARGIN
-        draw.text((x, y + line // 2), _shorten(text, small, width - MARGIN - x), INK, small, anchor="lm")
+        draw.text((x, y + line // 2), shorten(text, small, width - MARGIN - x), INK, small, anchor="lm")
     for number, (panel, title, facts) in enumerate(shown):
         x, y = MARGIN + number % columns * (cell + MARGIN), top + number // columns * tile
-        draw.text((x, y), _shorten(title, font, cell), INK, font)
-        draw.text((x, y + line), _shorten(facts, small, cell), GRAY, small)
+        draw.text((x, y), shorten(title, font, cell), INK, font)
+        draw.text((x, y + line), shorten(facts, small, cell), GRAY, small)
         x, y = x + (cell - panel.width) // 2, y + 2 * line + MARGIN // 2
         draw.rectangle((x - 1, y - 1, x + panel.width, y + panel.height), outline=GRAY)
         sheet.paste(panel, (x, y))
@@ -366,6 +417,14 @@ def _count(number: int, singular: str, plural: str) -> str:
     return f"{number} {singular if number == 1 else plural}"
 
 
+def _note_lines(note: str, font: Any, width: int) -> list[tuple[str, Any]]:
+    """The lines of a note, each with its colour."""
+    first, _, others = note.partition("\n")
+    return [(words, INK) for words in wrapped(first, font, width)] + [
+        (words, GRAY) for words in wrapped(others, font, width)
+    ]
+
+
 def _fit(picture: Image.Image, side: int) -> Image.Image:
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -375,11 +434,3 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
         ground = Image.new("RGBA", picture.size, (*PAPER, 255))
         picture = Image.alpha_composite(ground, picture.convert("RGBA"))
     return picture.convert("RGB").resize(size, method)
-
-
-def _shorten(text: str, font: Any, width: float) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."

@@ -2,12 +2,23 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from unigs.dichotomy import decode_colormap, dichotomy
 from unigs.entities import Entities
 from unigs.palette import LocationAwarePalette
-from unigs.visualize import GREEN, PALE_GREEN, PAPER, RED, contact_sheet, dichotomy_tree, label_preview, overlay
+from unigs.visualize import (
+    GREEN,
+    PALE_GREEN,
+    PAPER,
+    RED,
+    contact_sheet,
+    dichotomy_tree,
+    label_preview,
+    overlay,
+    shorten,
+    wrapped,
+)
 
 
 @pytest.fixture
@@ -107,6 +118,41 @@ def test_titles_and_captions_make_room_for_themselves():
     assert contact_sheet([[Image.new("RGBA", (4, 4))]], cell=50).getpixel((20, 20)) == (250, 250, 248)
 
 
+def test_heading_and_notes_stand_where_they_belong():
+    picture = Image.new("RGB", (10, 10), "red")
+    plain = contact_sheet([[picture, picture], [picture]], cell=100)
+    full = contact_sheet(
+        [[picture, picture], [picture]],
+        cell=100,
+        notes=[["one", "first\nmore than two lines here"]],
+        heading="a heading\nand its rule",
+        text=20,
+    )
+    head, lines = 2 * 20 + 25 + 8, full.height - plain.height - (2 * 20 + 25 + 8) - 8
+    assert full.width == plain.width and lines >= 75 and lines % 25 == 0
+    pixels = np.asarray(full).astype(int)
+    black, paper = (pixels < 60).all(axis=2), (pixels > 240).all(axis=2)
+    assert (pixels[8 + head : 108 + head, 8:108] == (255, 0, 0)).all()
+    top = 8 + head + 108
+    assert (pixels[top + lines + 8 : top + lines + 108, 8:108] == (255, 0, 0)).all()
+    assert black[top : top + 25, 8:108].any() and paper[top + 25 : top + lines, 8:108].all()  # "one"
+    assert black[top : top + 25, 116:216].any() and not black[top + 25 : top + lines, 116:216].any()
+    assert not paper[top + 50 : top + lines, 116:216].all()  # grey
+    assert black[8:38].any() and not paper[48:73].all()
+
+
+def test_text_is_wrapped_and_shortened_to_its_width():
+    font = ImageFont.load_default(size=15)
+    assert wrapped("12: referring: find dog.", font, 400, 2) == ["12: referring: find dog."]
+    assert wrapped("", font, 400) == []
+    text = "the very long sentence about a dog " * 9
+    long = wrapped(text, font, 300, 2)
+    assert len(long) == 2 and long[1].endswith("...") and all(font.getlength(line) <= 300 for line in long)
+    assert " ".join(wrapped(text, font, 300)) == text.strip()
+    assert font.getlength(wrapped("x" * 400, font, 300, 2)[0]) <= 300
+    assert shorten("dog", font, 300) == "dog" and shorten("dogs " * 99, font, 200).endswith("...")
+
+
 def test_wrong_contact_sheets_are_errors():
     picture = Image.new("RGB", (10, 10))
     for rows in ([], [[]]):
@@ -114,6 +160,9 @@ def test_wrong_contact_sheets_are_errors():
             contact_sheet(rows)
     with pytest.raises(ValueError, match="2 titles for 1 columns and 0 captions for 1 rows"):
         contact_sheet([[picture]], ["a", "b"])
+    for notes in ([["a", "b"]], [["a"], ["b"]]):
+        with pytest.raises(ValueError, match="notes for rows of"):
+            contact_sheet([[picture]], notes=notes)
 
 
 @pytest.fixture
