@@ -104,7 +104,7 @@ def multi_region_inpainting(at: Pieces) -> None:
     colormap = at.show("Colormap", sampled["colormap"])
     masks = at.show_masks("Masks", decoded["masks"])
     result = at.save(sampled["image"], "inpainting")
-    at.arrange([note, loader, picture], [region, sampled], [where, colormap, decoded], [result, masks])
+    at.arrange([note, loader, picture], [region, where], [sampled], [decoded, colormap], [result, masks])
 
 
 def referring_segmentation(at: Pieces) -> None:
@@ -136,7 +136,7 @@ def referring_segmentation(at: Pieces) -> None:
     colormap = at.show("Colormap", sampled["colormap"])
     masks = at.show_masks("Masks", decoded["masks"])
     result = at.save(split["RGBA cut-outs"], "referring")
-    at.arrange([note, loader, picture], [region, sampled], [where, colormap, decoded], [masks, result, split])
+    at.arrange([note, loader, picture], [region, where], [sampled], [decoded, split], [colormap, masks, result])
 
 
 def synthesis(at: Pieces) -> None:
@@ -223,9 +223,8 @@ def remove_an_object(at: Pieces) -> None:
         [region, colormap],
         [found, size],
         [decoded, split, grown],
-        [masks, hole],
         [sampled, empty],
-        [result],
+        [masks, hole, result],
     )
 
 

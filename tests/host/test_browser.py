@@ -88,14 +88,19 @@ SURROUND = """([id, file, values]) => {
         link(subgraph, name, preview, type === "MASK" ? "mask" : "images")
         return preview.id
     })
-    app.graph.arrange()
     return shown
 }"""
+# All nodes beside each other, none chosen, so that a fitted view shows them all.
+ARRANGE = "() => { app.canvas.deselectAll(); app.graph.arrange() }"
 BLUEPRINTS = {
     "Segment (UniGS)": ("entity", {"seed": 3}),
     "Inpaint (UniGS)": ("inpainting", {"seed": 4, "prompt": "duck"}),
     "Synthesize (UniGS)": ("synthesis", {"seed": 5, "prompt": "ball on grass"}),
 }
+
+
+def kinds(prompt: dict[str, dict]) -> list[str]:
+    return sorted(spec["class_type"] for spec in prompt.values())
 
 
 @pytest.mark.parametrize("title", BLUEPRINTS)
@@ -113,15 +118,22 @@ def test_a_blueprint_is_found_in_the_search_and_runs(page, title):
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
     (sampler,) = [spec["inputs"] for spec in sent.values() if spec["class_type"] == "UniGSSampler"]
     assert {"task": task, **values}.items() <= sampler.items()
+    page.evaluate(ARRANGE)
+    page.keyboard.press("Escape")
+    page.keyboard.press(".")
     page.evaluate("() => app.queuePrompt(0)")
     page.wait_for_function(
         "ids => ids.every(id => app.graph.getNodeById(id).imgs?.[0]?.naturalWidth > 0)", arg=shown, timeout=300_000
     )
-    page.keyboard.press("Escape")
+    page.evaluate(ARRANGE)
     page.keyboard.press(".")
     time.sleep(1)
     page.screenshot(path=ARTIFACTS / f"blueprint_{task}.png")
     assert page.locator(".p-toast-message-error").count() == 0
+
+    page.evaluate("id => app.graph.unpackSubgraph(app.graph.getNodeById(id))", node)
+    unpacked = page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert kinds(unpacked) == kinds(sent)
 
 
 # Frontend 1.32 loses the translations of every pack when it loads its own, after them (ComfyUI_frontend#7214);

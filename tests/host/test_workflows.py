@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from demo.client import Result
-from demo.comfyui import PACK_NAME, REPO
+from demo.comfyui import DEFAULT_VERSION, PACK_NAME, REPO
 from demo.run import iou_with_truth
 from demo.templates import BLUEPRINTS, SUBGRAPHS, drawn
 from demo.workflows import INPUTS, WORKFLOWS, names, node_titled, picture_names, read, to_prompt
@@ -44,8 +44,12 @@ def test_the_blueprints_are_listed_and_served(server):
         assert server.client.get(f"/global_subgraphs/{id}")["data"] == file.read_text(encoding="utf-8")
 
 
-def test_the_files_are_what_their_command_writes(object_info):
-    """For the nodes as they are now; `python -m demo.templates`."""
+def test_the_files_are_what_their_command_writes(server, object_info):
+    """`python -m demo.templates`, for the nodes as they are now."""
+    if (found := server.client.system_stats()["system"]["comfyui_version"]) != DEFAULT_VERSION:
+        pytest.skip(
+            f"the files are written for ComfyUI {DEFAULT_VERSION}; {found} may describe its own nodes otherwise"
+        )
     for file, graph in drawn(object_info).items():
         assert json.loads(file.read_text(encoding="utf-8")) == graph, file.name
 
