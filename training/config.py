@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import tyro
 
 from training.sources import SourceConfig
+from unigs.palette import Order
 from unigs.tasks import Task
 
 if sys.version_info >= (3, 11):
@@ -57,7 +58,7 @@ class PaletteConfig:
 
     grid: int = 11
     levels: tuple[int, ...] = (0, 64, 128, 192, 255)
-    order: Literal["raster", "gray", "smooth"] = "raster"
+    order: Order = "raster"
 
 
 @dataclass
@@ -86,6 +87,8 @@ class ModelConfig:
     layers_per_block: int = 1
     attention_levels: int = 2
     """the lowest so many levels have attention"""
+    task_embedding: bool = True
+    """tell the UNet the task by an embedding of its own too, not by the prompt alone"""
     text_width: int = 128
     text_layers: int = 2
     text_length: int = 32

@@ -31,6 +31,7 @@ from training.questions import Model
 from training.sources import SourceConfig, open_source
 from training.validation import validation_grid
 from unigs.pipeline import UniGSPipeline
+from unigs.splitting import Criterion
 from unigs.tasks import Task
 
 SCENES = 512  # pictures of composed scenes, of which there is no end
@@ -58,6 +59,9 @@ class EvaluateConfig:
     """resize pictures to this short side, in pixels, instead of to as many pixels as the checkpoint's own size has"""
     max_side: int | None = None
     """with --short-side: unless the long side would be longer than this"""
+    criterion: Criterion = "mean"
+    """of the decoder: what is compared with its delta, the "mean" distance of colours or the "mean_squared" one; or
+    "nearest", the nearest colours of the palette without any splitting"""
     segmenter: Path | None = None
     """the checkpoint that looks at what is painted; the same one if not given"""
     inception_weights: Path | None = None
@@ -186,7 +190,8 @@ def check_use(config: EvaluateConfig, datasets: list[DataSet]) -> None:
 def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
     """Raises ValueError or FileNotFoundError for a checkpoint that is not one of UniGS."""
     pipeline = UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
-    return Model(pipeline, config.batch_size, config.steps, config.seed, config.short_side, config.max_side)
+    sizes = config.short_side, config.max_side
+    return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, config.criterion)
 
 
 def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:

@@ -99,7 +99,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, config: ModelConfig) -> CLIPTex
 
 
 def build_unet(config: ModelConfig, latent_size: int) -> UNet2DConditionModel:
-    """13 in, 8 out, a task embedding, attention at the lowest levels only."""
+    """13 in, 8 out, a task embedding unless the settings say no, attention at the lowest levels only."""
     channels = config.block_out_channels
     plain = len(channels) - config.attention_levels
     down = ["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"] * config.attention_levels
@@ -114,7 +114,7 @@ def build_unet(config: ModelConfig, latent_size: int) -> UNet2DConditionModel:
         cross_attention_dim=config.text_width,
         attention_head_dim=[max(1, width // 32) for width in channels],
         norm_num_groups=8,
-        num_class_embeds=len(Task),
+        num_class_embeds=len(Task) if config.task_embedding else None,
     )
 
 

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from unigs.conditions import LATENT_CHANNELS, decode_latents
+from unigs.dichotomy import decode_colormaps
 from unigs.entities import Entities
 from unigs.pipeline import UniGSPipeline
+from unigs.splitting import Criterion
 from unigs.tasks import Task
 
 
@@ -58,6 +60,7 @@ class Model:
     Attributes:
         steps: denoising steps; the checkpoint's own for the task if None.
         short_side, max_side: the size that pictures get, see `size`; in pixels.
+        criterion: of the decoder, see `decode_colormap`.
     """
 
     pipeline: UniGSPipeline
@@ -66,6 +69,7 @@ class Model:
     seed: int = 0
     short_side: int | None = None
     max_side: int | None = None
+    criterion: Criterion = "mean"
 
     def __post_init__(self) -> None:
         self.pipeline.set_progress_bar_config(disable=True)
@@ -127,7 +131,17 @@ class Model:
         if task is Task.INPAINTING:
             decoded = decode_latents(self.pipeline.vae, latents[:, :LATENT_CHANNELS])
             painted = _pixels(decoded[..., : images.shape[1], : images.shape[2]])
-        for row in zip(batch, images, painted, out.entities, strict=True):
+        entities = out.entities
+        if self.criterion != "mean":
+            palette = self.pipeline.palette
+            entities = decode_colormaps(
+                _pixels(out.colormaps),
+                task.spec.keep_background,
+                criterion=self.criterion,
+                palette=palette if self.criterion == "nearest" else None,
+                background_radius=palette.background_radius,
+            )
+        for row in zip(batch, images, painted, entities, strict=True):
             yield Answer(*row)
 
 

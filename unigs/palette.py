@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ import numpy as np
 
 from .coarse_mask import as_masks, boxes_of_masks
 
-Order = Literal["raster", "gray", "smooth"]
+Order = Literal["raster", "gray", "smooth", "random"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,9 @@ class LocationAwarePalette:
             tiles than colours, every k-th colour. "gray": a Gray code along a snake through the tiles, so that each
             tile differs from the one before by one level of one channel. "smooth": red grows to the right, green
             downwards, blue alternates like a chess board between the highest and the middle level (a small model
-            learns it sooner).
+            learns it sooner). "random": the colour tells nothing of where the entity lies, for comparison: the tile is
+            drawn anew for each mask, from its pixels, so that the same mask has the same colour; the colours are those
+            of "smooth" where the grid allows it.
 
     Attributes:
         colors: (C, 3) uint8, all triples of levels except black in lexicographic order; C = 124 for the default levels.
@@ -53,7 +56,9 @@ class LocationAwarePalette:
             raise ValueError(f"grid must be a whole number from 1 to {largest} for order {order!r}, got {grid}")
         self.grid, self.levels, self.order = int(grid), levels, order
         self.colors = colors
-        self.cell_colors = {"raster": self._raster, "gray": self._gray, "smooth": self._smooth}[order]()
+        random = self._smooth if self.grid <= len(levels) else self._raster
+        makers = {"raster": self._raster, "gray": self._gray, "smooth": self._smooth, "random": random}
+        self.cell_colors = makers[order]()
 
     def encode(self, masks: Any) -> np.ndarray:
         """The colormap (H, W, 3) uint8 of masks (N, H, W) bool (numpy or torch); later masks lie on top.
@@ -154,8 +159,12 @@ class LocationAwarePalette:
         rows, columns = np.divmod(np.arange(self.grid**2), self.grid)
         free = np.ones(self.grid**2, bool)
         for k in sorted(range(len(filled)), key=keys.__getitem__):
-            row = y_sum[k] * self.grid // (2 * area[k] * height)
-            column = x_sum[k] * self.grid // (2 * area[k] * width)
+            if self.order == "random":
+                pixels = np.concatenate([boxes[filled[k]].astype(np.int64).view(np.uint8), crops[k].ravel()])
+                row, column = divmod(zlib.crc32(pixels.tobytes()) % self.grid**2, self.grid)
+            else:
+                row = y_sum[k] * self.grid // (2 * area[k] * height)
+                column = x_sum[k] * self.grid // (2 * area[k] * width)
             distance = np.where(free, (rows - row) ** 2 + (columns - column) ** 2, np.iinfo(np.int64).max)
             cells[filled[k]] = cell = int(distance.argmin())
             free[cell] = False

@@ -55,7 +55,7 @@ class Known:
         prompts = options["prompt"] or [None] * len(pixels)
         labels = [self.find(*row) for row in zip(pixels, prompts, options["coarse_mask"], strict=True)]
         entities = [Entities.from_labels(label, scores=np.linspace(1, 0.5, 10)) for label in labels]
-        return SimpleNamespace(images=image, entities=entities)
+        return SimpleNamespace(images=image, colormaps=image, entities=entities)
 
 
 def record(*boxes: tuple[int, int, int, int], nouns: str = "dog cat frog", **options: Any) -> Record:
@@ -99,6 +99,15 @@ def test_perfect_entities():
         for name in ("AP", "AP50", "AP75", "mIoU", "F1@0.5", "PQ", "SQ", "RQ"):
             assert measures[name] == pytest.approx(1), name
         assert measures["entities found"] == measures["entities true"] == pytest.approx(5 / 3 + background)
+
+
+def test_the_decoder_can_be_another():
+    """The pipeline says that everything is one entity; its colormap, here the picture, has the true ones."""
+    pipeline = Known(lambda pixels, *_: np.ones(pixels.shape[:2], int))
+    one = values(measure_entity(Model(pipeline), RECORDS, background=True))
+    squared = values(measure_entity(Model(pipeline, criterion="mean_squared"), RECORDS, background=True))
+    assert one["entities found"] == 1 and one["mIoU"] < 0.5
+    assert squared["entities found"] == squared["entities true"] and squared["mIoU"] > 0.95
 
 
 def test_background_is_an_entity_of_scenes_and_void_elsewhere():

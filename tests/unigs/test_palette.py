@@ -39,7 +39,10 @@ def test_the_default_palette_has_124_colours_and_no_black():
     assert set(np.unique(colors)) == {0, 64, 128, 192, 255}
 
 
-@pytest.mark.parametrize("order, grids", [("raster", range(1, 12)), ("gray", range(1, 12)), ("smooth", range(1, 6))])
+GRIDS = {"raster": range(1, 12), "gray": range(1, 12), "smooth": range(1, 6), "random": range(1, 12)}
+
+
+@pytest.mark.parametrize("order, grids", GRIDS.items())
 def test_every_tile_has_its_own_colour(order, grids):
     for grid in grids:
         palette = LocationAwarePalette(grid, order=order)
@@ -57,6 +60,21 @@ def test_gray_order_changes_one_level_of_one_channel_along_the_snake():
     tiles[1::2] = tiles[1::2, ::-1]
     steps = np.abs(np.diff(tiles.reshape(-1, 3).astype(int), axis=0))
     assert (steps.sum(axis=1) == 1).all()
+
+
+def test_random_order_tells_nothing_of_the_place():
+    """A square that moves by a pixel may have another colour, the same square has the same, whatever is beside it."""
+    palette = LocationAwarePalette(5, order="random")
+    assert (palette.cell_colors == LocationAwarePalette(5, order="smooth").cell_colors).all()
+    masks = np.zeros((36, 64, 64), bool)
+    for i, mask in enumerate(masks):  # all within the upper left tile
+        mask[i // 6 : i // 6 + 6, i % 6 : i % 6 + 6] = True
+    colors = {tuple(palette.assign(mask[None])[0]) for mask in masks}
+    assert 12 <= len(colors) <= 25
+    assert len({tuple(LocationAwarePalette(5, order="smooth").assign(mask[None])[0]) for mask in masks}) == 1
+    pair = np.stack([masks[0], np.roll(masks[3], (40, 40), axis=(0, 1))])
+    assert (palette.assign(pair)[::-1] == palette.assign(pair[::-1])).all()
+    assert (palette.assign(pair[:1]) == palette.assign(pair)[:1]).all()
 
 
 def test_smooth_order_is_red_to_the_right_green_downwards_and_a_blue_chess_board():
@@ -152,7 +170,7 @@ def test_wrong_masks_are_errors(masks, message):
         ({"grid": 0}, "from 1 to 11"),
         ({"grid": 2.5}, "from 1 to 11"),
         ({"grid": 6, "order": "smooth"}, "from 1 to 5"),
-        ({"order": "hilbert"}, "raster, gray, smooth"),
+        ({"order": "hilbert"}, "raster, gray, smooth, random"),
         ({"levels": (0, 300)}, "0-255"),
         ({"levels": (64, 0)}, "rising"),
         ({"levels": (0,)}, "at least two"),
