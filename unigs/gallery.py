@@ -119,8 +119,7 @@ def make_gallery(model: Model, folder: Path) -> Iterator[Path]:
     heading = (
         f"Gallery\nIn each task, of {len(scenes)} held-out scenes the three of the highest and of the lowest score."
     )
-    sheet = contact_sheet(rows, PLACES, captions, CELL, notes=notes, heading=heading, text=TEXT)
-    yield _save(sheet, folder / "gallery.jpg")
+    yield _save(_sheet(rows, captions, notes, heading), folder / "gallery.jpg")
 
 
 def read_scenes(folder: Path) -> list[Scene]:
@@ -157,7 +156,7 @@ def figure(columns: Sequence[Column], heading: str) -> Image.Image:
             captions.append(caption)
             notes.append([])
         notes[-1] = [block.note for block in blocks]
-    return contact_sheet(rows, PLACES, captions, CELL, notes=notes, heading=heading, text=TEXT)
+    return _sheet(rows, captions, notes, heading)
 
 
 def inpainting(model: Model, scenes: Sequence[Scene]) -> list[Column]:
@@ -194,6 +193,7 @@ def synthesis(model: Model, scenes: Sequence[Scene]) -> list[Column]:
             "painted picture": answer.picture,
             "painted colormap": answer.colormap,
             "masks": answer.masks_on(answer.picture),
+            "what entity segmentation finds in the painted picture, for the score": look.masks_on(answer.picture),
         }
         score = float(match_entities(look.entities.masks, scene.masks).mean())
         columns.append(Column(score, [Block(shown, _note(score, Task.SYNTHESIS, text))]))
@@ -265,7 +265,7 @@ FIGURES = {
     Task.SYNTHESIS: (
         synthesis,
         "Synthesis",
-        "mean IoU of the layout with what entity segmentation finds in the painted picture",
+        "mean IoU of the layout with what is found in the painted picture",
         ("given: a colormap", "painted picture"),
     ),
     Task.REFERRING: (
@@ -281,6 +281,11 @@ FIGURES = {
         ("given: the scene", "masks"),
     ),
 }
+
+
+def _sheet(rows: Any, captions: Sequence[str], notes: Any, heading: str) -> Image.Image:
+    half = len(PLACES) // 2
+    return contact_sheet(rows, PLACES, captions, CELL, notes=notes, heading=heading, text=TEXT, split=half)
 
 
 def _note(score: float, task: Task, words: str | None) -> str:

@@ -62,6 +62,7 @@ def contact_sheet(
     notes: Sequence[Sequence[str]] = (),
     heading: str = "",
     text: int | None = None,
+    split: int = 0,
 ) -> Image.Image:
     """Pictures in a table.
 
@@ -73,6 +74,7 @@ def contact_sheet(
         notes: for each row, what stands beneath its pictures; wrapped, and grey from its first line break on.
         heading: above everything, its first line large; what follows is grey and wrapped.
         text: height of the letters in pixels; a fifteenth of a cell, but at least 11, if not given.
+        split: so many columns stand apart from the others; 0 for none.
 
     Returns an RGB picture. Raises ValueError if there is no picture, or more titles, captions or notes than columns,
     rows or pictures.
@@ -88,7 +90,8 @@ def contact_sheet(
         raise ValueError(f"got {[len(some) for some in notes]} notes for rows of {[len(row) for row in rows]} pictures")
     text = max(11, cell // 15) if text is None else text
     font, line, leading = _font(text), text + MARGIN, text * 5 // 4
-    width = MARGIN + columns * (cell + MARGIN)
+    lefts = [MARGIN + column * (cell + MARGIN) + (0 < split <= column) * 3 * MARGIN for column in range(columns)]
+    width = lefts[-1] + cell + MARGIN
     title, _, rule = heading.partition("\n")
     large, rule = _font(text * 3 // 2), wrapped(rule, font, width - 2 * MARGIN)
     lines = [[_note_lines(note, font, cell) for note in some] for some in notes]
@@ -104,7 +107,7 @@ def contact_sheet(
         draw.text((MARGIN, MARGIN + 2 * text + number * leading), words, GRAY, font)
     y = MARGIN + heads[0]
     for column, title in enumerate(titles):
-        draw.text((MARGIN + column * (cell + MARGIN), y), shorten(title, font, cell), INK, font)
+        draw.text((lefts[column], y), shorten(title, font, cell), INK, font)
     y += heads[1]
     for number, row in enumerate(rows):
         if number < len(captions):
@@ -113,12 +116,11 @@ def contact_sheet(
         for column, picture in enumerate(row):
             if picture is not None:
                 fitted = _fit(picture, cell)
-                x = MARGIN + column * (cell + MARGIN)
-                sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
+                sheet.paste(fitted, (lefts[column] + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
         y += cell + MARGIN
         for column, note in enumerate(lines[number]):
             for place, (words, color) in enumerate(note):
-                draw.text((MARGIN + column * (cell + MARGIN), y + place * leading), words, color, font)
+                draw.text((lefts[column], y + place * leading), words, color, font)
         y += below[number]
     return sheet
 

@@ -100,13 +100,13 @@ def test_a_figure_has_a_row_for_each_picture_and_a_note_after_each_block():
     columns = [column(color) for color in colors]
     sheet = figure(columns, "heading\nrule")
     rows = np.flatnonzero((np.asarray(sheet)[:, 8:264] == (255, 0, 0)).all(axis=(1, 2)))
-    assert sheet.width == 8 + 6 * 264 and len(rows) == 3 * 256
+    assert sheet.width == 8 + 6 * 264 + 24 and len(rows) == 3 * 256
     starts = rows[np.flatnonzero(np.diff(rows, prepend=-2) > 1)]
     assert len(starts) == 3 and starts[2] - starts[1] > starts[1] - starts[0]  # the note is between
     for k, color in enumerate(colors):
-        assert sheet.getpixel((8 + k * 264 + 128, int(starts[2]) + 128)) == Image.new("RGB", (1, 1), color).getpixel(
-            (0, 0)
-        )
+        assert sheet.getpixel((8 + k * 264 + k // 3 * 24 + 128, int(starts[2]) + 128)) == Image.new(
+            "RGB", (1, 1), color
+        ).getpixel((0, 0))
 
 
 def test_the_scenes_are_small_whole_and_of_their_truth(scenes):
@@ -134,8 +134,8 @@ def test_the_command_makes_every_picture(tmp_path, monkeypatch, capsys):
     assert {path.name for path in out.iterdir()} == names
     assert all(str(out / name) in capsys.readouterr().out for name in [*names][:1])
     sizes = {name: Image.open(out / name).size for name in names}
-    assert {width for width, _ in sizes.values()} == {8 + 6 * 264}
-    rows = {"entity.jpg": 4, "inpainting.jpg": 5, "synthesis.jpg": 5, "referring.jpg": 7, "gallery.jpg": 8}
+    assert {width for width, _ in sizes.values()} == {8 + 6 * 264 + 24}
+    rows = {"entity.jpg": 4, "inpainting.jpg": 5, "synthesis.jpg": 6, "referring.jpg": 7, "gallery.jpg": 8}
     assert all(264 * count < sizes[name][1] < 264 * (count + 1) + 60 * count for name, count in rows.items())
 
 

@@ -105,6 +105,10 @@ def test_a_contact_sheet_puts_every_picture_in_its_cell():
     assert sheet.getpixel((8 + 72 + 32, 8 + 72 + 32)) == (0, 0, 255)
     assert sheet.getpixel((8 + 72 + 32, 8 + 72 + 8)) == (250, 250, 248)  # the wide picture is not stretched
     assert sheet.getpixel((8 + 2 * 72, 8 + 72)) == (255, 0, 0)
+    apart = contact_sheet([[red, red, red]], cell=64, split=2)
+    assert apart.width == sheet.width + 24
+    middle = (np.asarray(apart)[40] == (255, 0, 0)).all(axis=1)
+    assert middle[8 + 72 : 8 + 72 + 64].all() and not middle[144:176].any() and middle[176:240].all()
 
 
 def test_titles_and_captions_make_room_for_themselves():
