@@ -1,7 +1,8 @@
 """`make demo`: the workflows of the four tasks in a real ComfyUI, on the shipped pictures, with the bundled model.
 
 Writes every picture, colormap and mask to `demo/output/<workflow>/` and one sheet of all to `demo/contact_sheet.png`.
-With `--thumbnails` it runs all shipped workflows and writes what the template browser shows of each.
+With `--thumbnails` it runs all shipped workflows and writes what the template browser shows of each, and the sheet as
+the README shows it.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from .workflows import INPUTS, TASKS, WORKFLOWS, names, picture_names, read, tit
 
 OUTPUT = REPO / "demo" / "output"
 SHEET = REPO / "demo" / "contact_sheet.png"
+README_SHEET = REPO / "docs" / "contact_sheet.jpg"
 WITH_TRUTH = ("entity_segmentation", "referring_segmentation", "synthesis")
 PAINTED = ("multi_region_inpainting", "synthesis", "boxes_to_picture")  # their entities are those of the result
 COLUMNS = ["given", "where", "result", "colormap", "entities"]
@@ -109,7 +111,9 @@ def thumbnail(pictures: Sequence[Image.Image]) -> Image.Image:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__)
     parser.add_argument(
-        "--thumbnails", action="store_true", help="run all workflows and write what the template browser shows of them"
+        "--thumbnails",
+        action="store_true",
+        help="run all workflows; write what the template browser shows of them, and docs/contact_sheet.jpg",
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -137,7 +141,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped")
         return 130
-    contact_sheet([rows[name] for name in TASKS], COLUMNS, [name.replace("_", " ") for name in TASKS]).save(SHEET)
+    sheet = contact_sheet([rows[name] for name in TASKS], COLUMNS, [name.replace("_", " ") for name in TASKS])
+    sheet.save(SHEET)
+    if options.thumbnails:
+        sheet.save(README_SHEET, quality=88)
     print(f"\nEverything at a glance: {SHEET}\nEach picture, colormap and mask: {OUTPUT}\nIn the browser: make comfyui")
     return 0
 
