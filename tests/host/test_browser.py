@@ -107,8 +107,10 @@ def kinds(prompt: dict[str, dict]) -> list[str]:
 def test_a_blueprint_is_found_in_the_search_and_runs(page, title):
     task, values = BLUEPRINTS[title]
     page.evaluate("() => app.graph.clear()")
-    page.mouse.dblclick(1000, 800)
-    page.keyboard.type(title)
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    search = page.locator(".comfy-vue-node-search-container input").first
+    search.wait_for()
+    search.press_sequentially(title)
     page.get_by_role("option").filter(has_text=title).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
