@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to load, and `--help` and 
 
 # The example pictures, their prompts and boxes: the templates for ComfyUI, in a checkout beside this package.
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+EXAMPLES = ("entity_segmentation", "multi_region_inpainting", "referring_segmentation", "synthesis")
 GALLERY = WORKFLOWS.parent / "docs" / "gallery"
 
 
@@ -347,9 +348,14 @@ def _save_entities(
 
 
 def _examples() -> list[tuple[Task, Path, str, list[Box]]]:
-    """Task, picture, prompt and boxes of every example: those of the ComfyUI templates."""
+    """Task, picture, prompt and boxes of an example for each task: those of the ComfyUI templates."""
     examples = []
-    for file in sorted(WORKFLOWS.glob("*.json")):
+    for file in (WORKFLOWS / f"{name}.json" for name in EXAMPLES):
+        if not file.is_file():
+            raise ValueError(
+                f"the example pictures are not installed (looked in {WORKFLOWS}): run the demo from a checkout of the "
+                "project, or try `unigs segment` on a picture of your own"
+            )
         settings: dict[str, list[list[Any]]] = {}
         for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
             settings.setdefault(node["type"], []).append(node.get("widgets_values"))
@@ -358,11 +364,6 @@ def _examples() -> list[tuple[Task, Path, str, list[Box]]]:
         boxes = parse_boxes(settings.get("UniGSCoarseMaskFromBox", [[""]])[0][0])
         picture = WORKFLOWS / "inputs" / settings["LoadImage"][0][0]
         examples.append((Task.parse(task), picture, prompt or prompt_of(boxes), [box for box, _ in boxes]))
-    if not examples:
-        raise ValueError(
-            f"the example pictures are not installed (looked in {WORKFLOWS}): run the demo from a checkout of the "
-            "project, or try `unigs segment` on a picture of your own"
-        )
     return examples
 
 
