@@ -162,7 +162,7 @@ def synthesis(at: Pieces) -> None:
         "Paint a picture",
         **loaded,
         task="synthesis",
-        prompt="penguin and balloon on grass",
+        prompt="tree and cat on grass",
         colormap=encoded["colormap"],
     )
     decoded = at.decode(sampled, loaded["model"])
@@ -277,7 +277,7 @@ def boxes_to_picture(at: Pieces) -> None:
         height=430,
     )
     loader, loaded = at.load()
-    boxes = at.add("UniGSCoarseMaskFromBox", boxes="10,56,60,118 penguin; 72,14,118,66 balloon")
+    boxes = at.add("UniGSCoarseMaskFromBox", boxes="10,56,60,118 strawberry; 72,14,118,66 apple")
     encoded = at.add("UniGSColormapEncode", masks=boxes["regions"], model=loaded["model"])
     words = at.add(
         "StringConcatenate", "The labels, and where", string_a=boxes["prompt"], string_b="on grass", delimiter=" "

@@ -62,6 +62,8 @@ class EvaluateConfig:
     criterion: Criterion = "mean"
     """of the decoder: what is compared with its delta, the "mean" distance of colours or the "mean_squared" one; or
     "nearest", the nearest colours of the palette without any splitting"""
+    min_area: int = 0
+    """of the decoder: entities of fewer pixels, at the size that the model gets, go to what surrounds them"""
     segmenter: Path | None = None
     """the checkpoint that looks at what is painted; the same one if not given"""
     inception_weights: Path | None = None
@@ -148,7 +150,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(config: EvaluateConfig) -> None:
     """Raises ValueError for a setting that cannot be, or that means nothing beside the others."""
-    for name, least in (("count", 1), ("batch_size", 1), ("steps", 1), ("short_side", 1), ("max_side", 1), ("seed", 0)):
+    for name, least in (
+        ("count", 1),
+        ("batch_size", 1),
+        ("steps", 1),
+        ("short_side", 1),
+        ("max_side", 1),
+        ("seed", 0),
+        ("min_area", 0),
+    ):
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"{_option(name)} must be at least {least}, got {value}")
@@ -191,7 +201,7 @@ def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
     """Raises ValueError or FileNotFoundError for a checkpoint that is not one of UniGS."""
     pipeline = UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
     sizes = config.short_side, config.max_side
-    return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, config.criterion)
+    return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, config.criterion, config.min_area)
 
 
 def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:

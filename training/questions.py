@@ -60,7 +60,7 @@ class Model:
     Attributes:
         steps: denoising steps; the checkpoint's own for the task if None.
         short_side, max_side: the size that pictures get, see `size`; in pixels.
-        criterion: of the decoder, see `decode_colormap`.
+        criterion, min_area: of the decoder, see `decode_colormap`.
     """
 
     pipeline: UniGSPipeline
@@ -70,6 +70,7 @@ class Model:
     short_side: int | None = None
     max_side: int | None = None
     criterion: Criterion = "mean"
+    min_area: int = 0
 
     def __post_init__(self) -> None:
         self.pipeline.set_progress_bar_config(disable=True)
@@ -132,12 +133,13 @@ class Model:
             decoded = decode_latents(self.pipeline.vae, latents[:, :LATENT_CHANNELS])
             painted = _pixels(decoded[..., : images.shape[1], : images.shape[2]])
         entities = out.entities
-        if self.criterion != "mean":
+        if self.criterion != "mean" or self.min_area:
             palette = self.pipeline.palette
             entities = decode_colormaps(
                 _pixels(out.colormaps),
                 task.spec.keep_background,
                 criterion=self.criterion,
+                min_area=self.min_area,
                 palette=palette if self.criterion == "nearest" else None,
                 background_radius=palette.background_radius,
             )

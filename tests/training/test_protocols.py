@@ -108,6 +108,8 @@ def test_the_decoder_can_be_another():
     squared = values(measure_entity(Model(pipeline, criterion="mean_squared"), RECORDS, background=True))
     assert one["entities found"] == 1 and one["mIoU"] < 0.5
     assert squared["entities found"] == squared["entities true"] and squared["mIoU"] > 0.95
+    large = values(measure_entity(Model(pipeline, min_area=100), RECORDS, background=True))
+    assert large["entities found"] == pytest.approx(squared["entities true"] - 1 / 3)  # all but the one of 9 x 9
 
 
 def test_background_is_an_entity_of_scenes_and_void_elsewhere():
