@@ -1,5 +1,6 @@
 """Sprites drawn here, and networks with random weights, stand for the real ones, which are not part of the project."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from unigs.checkpoints import bundled_model_dir
 from unigs.pipeline import UniGSPipeline
 
 
-@pytest.fixture(autouse=True)
-def fresh_process() -> None:
-    """Forgets what accelerate remembers of the runs before, in this process."""
+@pytest.fixture
+def fresh_process() -> Iterator[None]:
+    """Accelerate remembers nothing of the runs before, in this process, and nothing of this one afterwards."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -10,6 +10,8 @@ from training.config import CONFIGS, load_config
 from training.geometry import aspect_buckets
 from unigs.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("fresh_process")
+
 TINY = "training/configs/tiny.toml"
 
 

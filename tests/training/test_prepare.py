@@ -32,7 +32,7 @@ prepare.main(sys.argv[1:])
 """
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_process")
 
 
 @pytest.fixture(scope="module")

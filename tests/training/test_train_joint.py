@@ -36,7 +36,7 @@ NOTHING = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_process")
 
 
 @pytest.fixture(scope="module")
