@@ -42,7 +42,7 @@ HORIZONS = {
 WALL = "at a wall"
 PHOTOGRAPH = ""  # prompts have no words for it
 PLACES = [*HORIZONS, WALL, PHOTOGRAPH]
-# of scikit-image's package, all in the public domain
+# of scikit-image's package, in the public domain or CC0
 PHOTOGRAPHS = (
     "astronaut.png",
     "chelsea.png",
