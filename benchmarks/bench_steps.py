@@ -40,10 +40,11 @@ from training.datasets import Record
 from training.datasets.scenes import KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
 from training.evaluate import EvaluateConfig
 from training.joint import make_example
-from training.metrics import Measures, match_entities
+from training.metrics import Measures
 from training.protocols import measure_entity, measure_referring
 from training.questions import Model
 from training.sources import SourceConfig
+from unigs.matching import match_entities
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 

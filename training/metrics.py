@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 
 from training.datasets.masks import encode_masks
-from unigs.matching import best_matching as best_matching
-from unigs.matching import intersection_over_union as intersection_over_union
-from unigs.matching import match_entities as match_entities
 
 RESAMPLES = 1000  # of the pictures, for an interval
 MAX_DETECTIONS = 1000  # entities of a picture that count for AP; a palette has 121 colours

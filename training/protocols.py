@@ -20,8 +20,6 @@ from training.metrics import (
     Tally,
     add_overlap,
     add_panoptic,
-    best_matching,
-    match_entities,
     panoptic_overlap,
     peak_signal_to_noise,
     step_across,
@@ -32,6 +30,7 @@ from training.second_look import Look, look_again
 from unigs.coarse_mask import boxes_of_masks, coarse_mask
 from unigs.conditions import HOLE_VALUE
 from unigs.entities import Entities, count_labels
+from unigs.matching import best_matching, match_entities
 from unigs.tasks import Task
 
 NOTHING = 0.005  # share of a picture's pixels below which nothing was found

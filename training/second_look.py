@@ -7,9 +7,10 @@ from itertools import islice
 import numpy as np
 
 from training.datasets.masks import resize_nearest
-from training.metrics import Tally, intersection_over_union, match_entities
+from training.metrics import Tally
 from training.questions import Model, Question
 from unigs.entities import Entities
+from unigs.matching import intersection_over_union, match_entities
 from unigs.tasks import Task
 
 

@@ -445,16 +445,8 @@ def settings_of_data(config: TrainConfig, examples: int) -> dict[str, Any]:
     """What decides which examples come in which order, as JSON has it."""
     settings = json.loads(describe(config))
     names = (
-        *(
-            "seed",
-            "tasks",
-            "task_ratios",
-            "resolution",
-            "center_crop",
-            "random_flip",
-            "conditioning_dropout_prob",
-            "noise_offset",
-        ),
+        *("seed", "tasks", "task_ratios", "resolution", "center_crop", "random_flip"),
+        *("conditioning_dropout_prob", "noise_offset"),
         *("last_timestep_share", "late_painting", "data", "palette"),
     )
     return {**{name: settings[name] for name in names}, "examples of an update": examples}

@@ -12,10 +12,10 @@ from training.config import TrainConfig
 from training.datasets.mixture import Mixture
 from training.geometry import Geometry
 from training.joint import Example, JointExamples
-from training.metrics import intersection_over_union, match_entities
 from training.sources import open_sources
 from training.start import palette_of
 from unigs.conditions import control_picture
+from unigs.matching import intersection_over_union, match_entities
 from unigs.pipeline import UniGSOutput, UniGSPipeline
 from unigs.tasks import Task
 

@@ -14,15 +14,13 @@ from training.metrics import (
     add_overlap,
     add_panoptic,
     average_precision,
-    best_matching,
-    intersection_over_union,
-    match_entities,
     panoptic_overlap,
     peak_signal_to_noise,
     resamples,
     step_across,
 )
 from unigs.entities import Entities
+from unigs.matching import best_matching, intersection_over_union, match_entities
 
 
 def random_labels(rng: np.random.Generator, size: int = 40, count: int = 6) -> np.ndarray:
