@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 
+from unigs.matching import best_matching
 from unigs.palette import LocationAwarePalette
 
 
@@ -145,7 +145,4 @@ def match(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, int]:
     kept[0] = False
     shared = shared[1:, kept]
     iou = shared / (true_area[1:, None] + area[kept] - shared)
-    matched = np.zeros(true_count)
-    rows, columns = linear_sum_assignment(-iou)
-    matched[rows] = iou[rows, columns]
-    return matched, int(kept.sum())
+    return best_matching(iou.T), int(kept.sum())
