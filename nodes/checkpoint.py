@@ -72,7 +72,7 @@ class Settings:
     Attributes:
         name: the name of its folder or file.
         palette: the colours it was trained with.
-        task_defaults: task -> {"num_inference_steps", "guidance_scale"}.
+        task_defaults: as `UniGSPipeline.defaults` gives them, of every task.
         size_multiple: sides of a picture are padded to a multiple of this many pixels.
     """
 

@@ -68,6 +68,12 @@ def check_settings(config: TrainConfig) -> None:
                 raise ValueError(
                     f"{setting}: unknown task {task!r}; expected inpainting, synthesis, referring or entity"
                 )
+    for task, own in config.task_defaults.items():
+        if own.num_inference_steps < 1 or not own.delta > 0 or not 0 <= own.min_share < 1:
+            raise ValueError(
+                f"task_defaults.{task}: num_inference_steps must be at least 1, delta above 0 and min_share in [0, 1), "
+                f"got {own.num_inference_steps}, {own.delta}, {own.min_share}"
+            )
     for task, ratio in config.task_ratios.items():
         if not ratio > 0:
             raise ValueError(f"task_ratios.{task} must be above 0, got {ratio}: leave the task out of tasks instead")
@@ -114,8 +120,10 @@ def _check_combinations(config: TrainConfig) -> None:
         )
     if config.use_8bit_adam and config.optimizer == "muon":
         raise ValueError("use_8bit_adam is for the optimizer adamw, not muon: drop one")
-    if config.optimizer == "muon" and config.pretrained_model_name_or_path is not None:
-        raise ValueError("optimizer muon is for training from nothing: give adamw, or no pretrained_model_name_or_path")
+    if config.optimizer == "muon" and config.rank is not None:
+        raise ValueError("optimizer muon is for whole weights, not for LoRA: give adamw, or no rank")
+    if config.train_text_encoder and config.rank is not None:
+        raise ValueError("train_text_encoder trains all of its weights, rank only adapters of the UNet: drop one")
     if config.rank is not None and config.rank < 1:
         raise ValueError(f"rank must be at least 1, got {config.rank}")
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
@@ -141,6 +149,7 @@ def _warn_of_what_does_nothing(config: TrainConfig) -> None:
         "ema_decay": ("use_ema", config.use_ema),
         "model": ("no pretrained_model_name_or_path", not pretrained),
         "autoencoder": ("no pretrained_model_name_or_path", not pretrained),
+        "train_text_encoder": ("pretrained_model_name_or_path", pretrained),
     }
     usual = TrainConfig()
     for name, (needed, given) in needs.items():

@@ -103,6 +103,10 @@ class TaskDefaults:
 
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
+    delta: float = 10.0
+    """of the decoder, see `unigs.decode_colormap`"""
+    min_share: float = 0.0
+    """of the decoder: entities of a smaller share of the picture go to what surrounds them"""
 
 
 @dataclass
@@ -113,6 +117,8 @@ class TrainConfig:
     pretrained_model_name_or_path: Path | None = None
     """what to start from: an inpainting model of Stable Diffusion 1 or 2, or a UniGS; folder or .safetensors. Without
     it a small model is trained from nothing, see [autoencoder] and [model]"""
+    train_text_encoder: bool = False
+    """train the text encoder of that model too; from nothing it always is"""
     seed: int = 0
     resolution: int = 512
     """side of the pictures, pixels"""
@@ -141,7 +147,7 @@ class TrainConfig:
     """updates of the weights; instead of num_train_epochs"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: for the weights of hidden layers, when training from nothing; AdamW for the rest"""
+    """muon: for the weights of hidden layers, when training from nothing or from a UniGS; AdamW for the rest"""
     learning_rate: float = 1e-5
     """of Muon if that is the optimizer, else of AdamW"""
     scale_lr: bool = False
@@ -210,7 +216,7 @@ class TrainConfig:
     tracker_project_name: str = "unigs"
     """of Weights & Biases"""
     task_defaults: dict[str, TaskDefaults] = field(default_factory=dict)
-    """task -> steps and guidance that the checkpoint will use by default"""
+    """task -> steps, guidance and settings of the decoder that the checkpoint will use by default"""
     cpu: bool = False
     """do not use a GPU even if there is one"""
 
@@ -218,6 +224,11 @@ class TrainConfig:
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    @property
+    def text_encoder_is_frozen(self) -> bool:
+        """Then its output can be kept."""
+        return self.pretrained_model_name_or_path is not None and not self.train_text_encoder
 
 
 def load_config(argv: list[str] | None = None) -> TrainConfig:

@@ -62,8 +62,11 @@ class EvaluateConfig:
     criterion: Criterion = "mean"
     """of the decoder: what is compared with its delta, the "mean" distance of colours or the "mean_squared" one; or
     "nearest", the nearest colours of the palette without any splitting"""
-    min_area: int = 0
-    """of the decoder: entities of fewer pixels, at the size that the model gets, go to what surrounds them"""
+    delta: float | None = None
+    """of the decoder, see `unigs.decode_colormap`; the checkpoint's own for the task if not given"""
+    min_area: int | None = None
+    """of the decoder: entities of fewer pixels, at the size that the model gets, go to what surrounds them; the
+    checkpoint's own if not given"""
     segmenter: Path | None = None
     """the checkpoint that looks at what is painted; the same one if not given"""
     inception_weights: Path | None = None
@@ -162,6 +165,8 @@ def check(config: EvaluateConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"{_option(name)} must be at least {least}, got {value}")
+    if config.delta is not None and not config.delta > 0:
+        raise ValueError(f"--delta must be above 0, got {config.delta}")
     if not config.tasks:
         raise ValueError(f"--tasks is empty: name some of {', '.join(task.value for task in Task)}")
     if config.max_side is not None and config.short_side is None:
@@ -201,7 +206,8 @@ def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
     """Raises ValueError or FileNotFoundError for a checkpoint that is not one of UniGS."""
     pipeline = UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
     sizes = config.short_side, config.max_side
-    return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, config.criterion, config.min_area)
+    decoder = config.criterion, config.delta, config.min_area
+    return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, *decoder)
 
 
 def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:

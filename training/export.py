@@ -58,12 +58,14 @@ def export(
     out = config.output_dir
     if weights:
         pipeline.unet = UNet2DConditionModel.from_config(pipeline.unet.config)
-        wholes = JointModel(pipeline.unet, None if config.pretrained_model_name_or_path else pipeline.text_encoder)
+        wholes = JointModel(pipeline.unet, None if config.text_encoder_is_frozen else pipeline.text_encoder)
         wholes.load_state_dict(weights)
     if config.pretrained_model_name_or_path is not None:
         # what was frozen may have been trained with in half precision: it is taken from where it came from
         start = open_pretrained(config, config.pretrained_model_name_or_path)
-        pipeline.vae, pipeline.text_encoder = start.vae, start.text_encoder
+        pipeline.vae = start.vae
+        if config.text_encoder_is_frozen:
+            pipeline.text_encoder = start.text_encoder
         if config.rank is not None:
             pipeline.unet = merge_adapters(start.unet, pipeline.unet, config, out)
     save_pipeline(
@@ -126,6 +128,8 @@ def model_card(
     base = config.pretrained_model_name_or_path
     start = f"`{base.name}`" if base else "nothing (autoencoder, text encoder and UNet)"
     what = f"LoRA of rank {config.rank}, merged" if config.rank else "all weights of the UNet"
+    if config.train_text_encoder:
+        what += " and of the text encoder"
     device = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else platform.machine()
     scheduler = pipeline.scheduler.config
     batch = f"{config.train_batch_size} x {config.gradient_accumulation_steps} x {accelerator.num_processes} processes"

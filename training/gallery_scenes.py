@@ -20,9 +20,11 @@ COUNT = 24
 
 
 def suitable(scenes: Scenes) -> Iterator[Record]:
-    """In their order, without end: scenes of two objects or more that do not lie on a photograph."""
+    """In their order, without end: scenes of two kinds or more, one object each, that do not lie on a photograph."""
     records = (scenes[index] for index in count())
-    return (record for record in records if len(record.labels) > 1 and record.place != PHOTOGRAPH)
+    return (
+        record for record in records if 1 < len(record.labels) == len(set(record.labels)) and record.place != PHOTOGRAPH
+    )
 
 
 def main(folder: Path = SCENES, sprites: Path = SPRITE_FOLDER) -> None:

@@ -32,7 +32,6 @@ from training.shards import (
     differences,
     file_hash,
     fingerprint,
-    has_frozen_text,
     read_index,
     read_manifest,
     tar_path,
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             wait_for_autoencoder(config)
         pipeline = start_pipeline(config, mixture, device)
         examples = open_examples(config, mixture, pipeline.palette, pipeline.size_multiple)
-        encoder = Encoder(pipeline, has_frozen_text(config), getattr(torch, config.cache_dtype), device)
+        encoder = Encoder(pipeline, config.text_encoder_is_frozen, getattr(torch, config.cache_dtype), device)
         if config.preview is not None:
             preview(config, config.preview, pipeline, examples, encoder, config.epochs, folder)
             return

@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.encoding import Drawing, Drawn, Encoder
 from training.joint import JointExamples
 from training.muon import split_parameters
-from training.shards import Sample, has_frozen_text
+from training.shards import Sample
 from unigs.conditions import control_picture, decode_latents
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
@@ -232,9 +232,9 @@ def training_estimates(
 def weights_and_moments(config: TrainConfig, pipeline: UniGSPipeline) -> dict[str, float]:
     """Name -> bytes that training holds all the time. Of the UNet, what is trained requires gradients after this: with
     LoRA the adapted layers, whose inputs the adapters keep too."""
-    from_nothing, rank = not has_frozen_text(config), config.rank
-    trained = nn.ModuleList([pipeline.unet, *([pipeline.text_encoder] if from_nothing else [])]).requires_grad_(True)
-    frozen = [pipeline.vae, *([] if from_nothing else [pipeline.text_encoder]), *([pipeline.unet] if rank else [])]
+    rank, text = config.rank, [pipeline.text_encoder]
+    trained = nn.ModuleList([pipeline.unet, *([] if config.text_encoder_is_frozen else text)]).requires_grad_(True)
+    frozen = [pipeline.vae, *(text if config.text_encoder_is_frozen else []), *([pipeline.unet] if rank else [])]
     count = sum(value.numel() for value in trained.parameters())
     if rank:
         names = tuple(f"{name}.weight" for name in config.lora_layers)
@@ -268,7 +268,7 @@ def measure_step(
     sizes, seconds = [], 0.0
     for batch in (1, 2):
         inputs = torch.randn(batch, 13, height, width, device=device)
-        text = torch.randn(batch, length, channels, device=device, requires_grad=not has_frozen_text(config))
+        text = torch.randn(batch, length, channels, device=device, requires_grad=not config.text_encoder_is_frozen)
         task = torch.zeros(batch, dtype=torch.long, device=device) if unet.config["num_class_embeds"] else None
         kept: dict[int, int] = {}
 

@@ -60,7 +60,7 @@ class Model:
     Attributes:
         steps: denoising steps; the checkpoint's own for the task if None.
         short_side, max_side: the size that pictures get, see `size`; in pixels.
-        criterion, min_area: of the decoder, see `decode_colormap`.
+        criterion, delta, min_area: of the decoder, see `decode_colormap`; the last two the checkpoint's own if None.
     """
 
     pipeline: UniGSPipeline
@@ -70,7 +70,8 @@ class Model:
     short_side: int | None = None
     max_side: int | None = None
     criterion: Criterion = "mean"
-    min_area: int = 0
+    delta: float | None = None
+    min_area: int | None = None
 
     def __post_init__(self) -> None:
         self.pipeline.set_progress_bar_config(disable=True)
@@ -123,6 +124,8 @@ class Model:
             coarse_mask=np.stack([everything if q.coarse_mask is None else q.coarse_mask for q in batch]),
             prompt=None if batch[0].prompt is None else [question.prompt or "" for question in batch],
             num_inference_steps=self.steps,
+            delta=self.delta,
+            min_area=self.min_area,
             generator=[torch.Generator().manual_seed(_noise_seed(self.seed, q.picture)) for q in batch],
             output_type="pt",
             callback_on_step_end=keep_latents,
@@ -133,13 +136,14 @@ class Model:
             decoded = decode_latents(self.pipeline.vae, latents[:, :LATENT_CHANNELS])
             painted = _pixels(decoded[..., : images.shape[1], : images.shape[2]])
         entities = out.entities
-        if self.criterion != "mean" or self.min_area:
-            palette = self.pipeline.palette
+        if self.criterion != "mean":
+            palette, own = self.pipeline.palette, self.pipeline.defaults(task)
             entities = decode_colormaps(
                 _pixels(out.colormaps),
                 task.spec.keep_background,
-                criterion=self.criterion,
-                min_area=self.min_area,
+                own["delta"] if self.delta is None else self.delta,
+                round(own["min_share"] * images[0, ..., 0].size) if self.min_area is None else self.min_area,
+                self.criterion,
                 palette=palette if self.criterion == "nearest" else None,
                 background_radius=palette.background_radius,
             )

@@ -108,8 +108,8 @@ def fingerprint(config: TrainConfig, pipeline: UniGSPipeline, examples: JointExa
         "format": FORMAT,
         "code": code_hash(),
         "vae": model_hash(pipeline.vae, VAE_SETTINGS),
-        "text_encoder": model_hash(pipeline.text_encoder, TEXT_SETTINGS) if has_frozen_text(config) else None,
-        "tokenizer": tokenizer_hash(pipeline.tokenizer) if has_frozen_text(config) else None,
+        "text_encoder": model_hash(pipeline.text_encoder, TEXT_SETTINGS) if config.text_encoder_is_frozen else None,
+        "tokenizer": tokenizer_hash(pipeline.tokenizer) if config.text_encoder_is_frozen else None,
         "seed": mixture.seed,
         "tasks": mixture.tasks,
         "task_ratios": list(mixture.ratios.values()),
@@ -128,11 +128,6 @@ def fingerprint(config: TrainConfig, pipeline: UniGSPipeline, examples: JointExa
         if isinstance(opened.dataset, Scenes):
             facts[f"data.sources.{name}.sprites"] = _sprites_hash(opened.dataset)
     return json.loads(json.dumps(facts))
-
-
-def has_frozen_text(config: TrainConfig) -> bool:
-    """Whether the text encoder is a pretrained one, which is not trained: then its output can be kept."""
-    return config.pretrained_model_name_or_path is not None
 
 
 def differences(then: Facts, now: Facts) -> str:

@@ -92,8 +92,10 @@ def open_pretrained(config: TrainConfig, path: Path) -> UniGSPipeline:
         raise ValueError(
             f"{path} is Stable Diffusion XL, which the trainer cannot train: give a Stable Diffusion 1 or 2"
         )
-    if config.optimizer == "muon":
-        raise ValueError("optimizer muon is for training from nothing: give adamw, or no pretrained_model_name_or_path")
+    if config.optimizer == "muon" and kind is not Kind.UNIGS:
+        raise ValueError(
+            f"optimizer muon is for training from nothing or from a UniGS, {path} is widened first: give adamw"
+        )
     pipeline.palette = palette_of(config)
     pipeline.register_to_config(palette=pipeline.palette.to_config())
     for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):

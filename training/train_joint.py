@@ -287,12 +287,11 @@ def check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
 def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Accelerator) -> JointModel:
     """Place the parts of the pipeline, frozen ones in half precision, and give what is trained."""
     device, precision = accelerator.device, PRECISIONS[config.mixed_precision]
-    from_nothing = config.pretrained_model_name_or_path is None
     pipeline.vae.requires_grad_(False).eval().to(device, precision)
     if device.type == "cpu":
         pipeline.vae.to(memory_format=torch.channels_last)
     text_encoder, unet = pipeline.text_encoder, pipeline.unet
-    if not from_nothing:
+    if config.text_encoder_is_frozen:
         text_encoder.requires_grad_(False).eval().to(device, precision)
     if config.rank is not None:
         unet.to(precision)
@@ -300,7 +299,7 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
         cast_training_params(unet, torch.float32)
     else:
         unet.requires_grad_(True)
-    if from_nothing and device.type == "cpu":
+    if device.type == "cpu" and unet.config["sample_size"] <= 32:
         unet.set_attn_processor(AttnProcessor())  # small attentions train a quarter faster without the fused kernel
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -308,7 +307,7 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
         unet.compile()
     if accelerator.distributed_type not in SHARDED:  # FSDP divides nothing but contiguous weights
         unet.to(memory_format=torch.channels_last)
-    model = JointModel(unet, text_encoder.requires_grad_(True) if from_nothing else None)
+    model = JointModel(unet, None if config.text_encoder_is_frozen else text_encoder.requires_grad_(True))
     return model.to(device).train()
 
 

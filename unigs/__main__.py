@@ -45,6 +45,7 @@ class Painted(NamedTuple):
     picture: Image.Image
     colormap: Image.Image
     entities: Entities
+    delta: float
     seconds: float
 
 
@@ -139,7 +140,7 @@ def demo(options: argparse.Namespace) -> None:
         options.prompt, where = prompt, None
         if task is Task.SYNTHESIS:  # the layout of the example picture, as the model itself sees it
             found = _call(pipe, Task.ENTITY, options, image=picture)
-            things = decode_colormap(found.colormap, min_area=picture.width * picture.height // 400)
+            things = decode_colormap(found.colormap, delta=found.delta, min_area=picture.width * picture.height // 400)
             where = Image.fromarray(pipe.palette.encode(things.masks))
             inputs = {"colormap": where}
         elif boxes:
@@ -239,11 +240,14 @@ def _call(pipe: "UniGSPipeline", task: Task, options: argparse.Namespace, **inpu
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
         ensemble=getattr(options, "ensemble", 1) if task.spec.segments else 1,
+        delta=options.delta,
+        min_area=options.min_area,
         generator=torch.Generator().manual_seed(options.seed),
         **inputs,
     )
     picture, colormap = cast(Image.Image, result.images[0]), cast(Image.Image, result.colormaps[0])
-    return Painted(picture, colormap, result.entities[0], time.perf_counter() - start)
+    delta = pipe.defaults(task)["delta"] if options.delta is None else options.delta
+    return Painted(picture, colormap, result.entities[0], delta, time.perf_counter() - start)
 
 
 def _limit(options: argparse.Namespace, pipe: "UniGSPipeline") -> int:
@@ -317,7 +321,7 @@ def _save(
     _save_entities(options, name, painted.picture, "picture.png", painted.entities, facts, painted.seconds)
     pictures = {"picture": painted.picture, "colormap": painted.colormap, **given}
     if options.tree:
-        pictures["tree"] = dichotomy_tree(painted.colormap, entities=painted.entities)
+        pictures["tree"] = dichotomy_tree(painted.colormap, painted.delta, entities=painted.entities)
     for kind, image in pictures.items():
         if image is not None:
             image.save(options.out / name / f"{kind}.png")
@@ -431,6 +435,15 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="S",
         help="guidance scale, 1 is none (default: the checkpoint's, for the task)",
+    )
+    group.add_argument(
+        "--delta",
+        type=float,
+        metavar="D",
+        help="split the colormap while the mean distance of colours is above this (default: the checkpoint's)",
+    )
+    group.add_argument(
+        "--min-area", type=int, metavar="PIXELS", help="drop smaller entities (default: the checkpoint's)"
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise and of curves (default: 0)")
     group.add_argument(

@@ -90,12 +90,14 @@ TASKS = {
     Task.ENTITY: TaskSpec(3, "image", "full", "panoptic: all entities.", True, 0.2),
 }
 
-# what a checkpoint that says nothing of its own gets
+# What a checkpoint that says nothing of its own gets. For the decoder of colormaps: delta, and the share of the picture
+# below which an entity goes to what surrounds it.
+DECODER = {"delta": 10.0, "min_share": 0.0}
 DEFAULT_SETTINGS: dict[Task, dict[str, float]] = {
-    Task.INPAINTING: {"num_inference_steps": 50, "guidance_scale": 7.5},
-    Task.SYNTHESIS: {"num_inference_steps": 50, "guidance_scale": 7.5},
-    Task.REFERRING: {"num_inference_steps": 50, "guidance_scale": 1.0},
-    Task.ENTITY: {"num_inference_steps": 50, "guidance_scale": 1.0},
+    Task.INPAINTING: {"num_inference_steps": 50, "guidance_scale": 7.5, **DECODER},
+    Task.SYNTHESIS: {"num_inference_steps": 50, "guidance_scale": 7.5, **DECODER},
+    Task.REFERRING: {"num_inference_steps": 50, "guidance_scale": 1.0, **DECODER},
+    Task.ENTITY: {"num_inference_steps": 50, "guidance_scale": 1.0, **DECODER},
 }
 
 

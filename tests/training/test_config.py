@@ -54,7 +54,7 @@ def test_presets(preset):
         ("palette = 3", "palette = 3 should be of type PaletteConfig"),
         (
             "[task_defaults.entity]\nsteps = 3",
-            "unknown setting 'steps'; expected one of guidance_scale, num_inference_steps",
+            "unknown setting 'steps'; expected one of delta, guidance_scale, min_share, num_inference_steps",
         ),
         ("resolution =", "not valid TOML"),
     ],
@@ -94,7 +94,9 @@ def test_no_file(tmp_path):
         (["--model.attention-levels", "9"], "model.attention_levels must be 0 to 4"),
         (["--model.text-width", "50"], "model.text_width must be a multiple of 32, got 50"),
         (["--autoencoder.crop", "300"], "autoencoder.crop 300 is larger than resolution 128"),
-        (["--pretrained-model-name-or-path", "x"], "optimizer muon is for training from nothing"),
+        (["--pretrained-model-name-or-path", "x", "--rank", "4"], "optimizer muon is for whole weights, not for LoRA"),
+        (["--train-text-encoder", "--rank", "4", "--pretrained-model-name-or-path", "x", "--optimizer", "adamw"],
+         "train_text_encoder trains all of its weights, rank only adapters"),
         (["--pretrained-model-name-or-path", "nowhere.safetensors", "--optimizer", "adamw"], "nowhere.safetensors"),
         (["--resume-from-checkpoint", "nowhere"], "resume_from_checkpoint: nowhere is not a checkpoint"),
         (["--palette.grid", "50"], "50"),
@@ -117,6 +119,16 @@ def test_wrong_settings(tmp_path, sprites, arguments, expected):
     assert not list(tmp_path.glob("checkpoint*")) and not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_wrong_defaults_of_a_task(tmp_path):
+    config = tmp_path / "wrong.toml"
+    for setting in ("num_inference_steps = 0", "delta = 0.0", "min_share = 1.0"):
+        config.write_text(f"[task_defaults.entity]\n{setting}\n")
+        told = message(
+            lambda: train_joint.main(["--config", str(config), "--cpu", "--output-dir", str(tmp_path / "out")])
+        )
+        assert "task_defaults.entity: num_inference_steps must be at least 1" in told
+
+
 def test_a_model_that_is_not_to_be_trained(tmp_path, sprites, inpainting_model):
     usual = [
         "--cpu",
@@ -128,6 +140,7 @@ def test_a_model_that_is_not_to_be_trained(tmp_path, sprites, inpainting_model):
         "32",
     ]
     model = ["--pretrained-model-name-or-path", str(inpainting_model)]
+    assert "is widened first: give adamw" in message(lambda: train_joint.main([*usual, *model, "--optimizer", "muon"]))
     assert "resolution 33 must be a multiple of 4" in message(
         lambda: train_joint.main([*usual, *model, "--resolution", "33"])
     )

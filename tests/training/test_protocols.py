@@ -25,6 +25,7 @@ from unigs.checkpoints import bundled_model_dir
 from unigs.conditions import encode_pixels
 from unigs.entities import Entities
 from unigs.palette import LocationAwarePalette
+from unigs.tasks import DEFAULT_SETTINGS
 
 SIZE = 64
 
@@ -42,6 +43,9 @@ class Known:
     def __init__(self, find: Callable[[np.ndarray, str | None, np.ndarray], np.ndarray]):
         self.find, self.calls = find, []
         self.vae = AutoencoderTiny.from_pretrained(bundled_model_dir() / "vae")
+
+    def defaults(self, task: Any) -> dict[str, float]:
+        return DEFAULT_SETTINGS[task]
 
     def set_progress_bar_config(self, **options: Any) -> None:
         pass
@@ -108,7 +112,7 @@ def test_the_decoder_can_be_another():
     squared = values(measure_entity(Model(pipeline, criterion="mean_squared"), RECORDS, background=True))
     assert one["entities found"] == 1 and one["mIoU"] < 0.5
     assert squared["entities found"] == squared["entities true"] and squared["mIoU"] > 0.95
-    large = values(measure_entity(Model(pipeline, min_area=100), RECORDS, background=True))
+    large = values(measure_entity(Model(pipeline, min_area=100, criterion="mean_squared"), RECORDS, background=True))
     assert large["entities found"] == pytest.approx(squared["entities true"] - 1 / 3)  # all but the one of 9 x 9
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.datasets.scenes import HELD_OUT_KINDS, KINDS, PLACES, Scenes, SpriteLibrary, fetch_sprites
+from training.datasets.scenes import HELD_OUT_KINDS, KINDS, PLACES, Scenes, Shadow, SpriteLibrary, fetch_sprites
 
 
 def test_the_split_by_identity_is_disjoint():
@@ -18,7 +18,7 @@ def test_a_scene_is_a_function_of_split_and_index(scenes, sprites):
 
 
 def test_masks_are_exact_and_named(scenes):
-    counts = set()
+    counts, repeated = set(), 0
     for index in range(40):
         record = scenes[index]
         counts.add(len(record.labels))
@@ -26,9 +26,27 @@ def test_masks_are_exact_and_named(scenes):
         assert record.masks.shape == (len(record.labels), 64, 64) and record.masks.dtype == bool
         assert record.masks.sum(0).max() <= 1  # no two overlap
         assert record.masks.any((1, 2)).all()
-        assert len(set(record.labels)) == len(record.labels) and set(record.labels) <= set(KINDS)
+        assert len(set(record.labels[1:])) == len(record.labels[1:]) and set(record.labels) <= set(KINDS)
+        repeated += record.labels[:1] == record.labels[1:2]
         assert record.place in PLACES and record.key == f"scenes/train/{index}"
-    assert counts == {1, 2, 3}
+    assert counts == {1, 2, 3} and 0 < repeated < 10
+
+
+def test_a_shadow_lies_beside_its_object():
+    alpha = np.zeros((64, 64), np.float32)
+    alpha[20:40, 20:40] = 1
+    missing = Shadow(right=10, down=5, blur=1.0, strength=0.4).cast(alpha)
+    assert missing.shape == (64, 64) and missing.min() >= 0 and missing.max() == pytest.approx(0.4, abs=1e-3)
+    ys, xs = np.nonzero(missing > 0.2)
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (30, 49, 25, 44)
+    left = Shadow(right=-25, down=30, blur=1.0, strength=0.4).cast(alpha)  # half of it is outside the picture
+    ys, xs = np.nonzero(left > 0.2)
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (0, 14, 50, 63)
+
+
+def test_some_scenes_have_shadows():
+    drawn = [Shadow.draw(np.random.default_rng(seed), 128) for seed in range(100)]
+    assert 15 < sum(shadow is not None for shadow in drawn) < 45
 
 
 def test_wrong_input(sprites, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training import train_joint
 from training.checkpoints import checkpoints, read_state
+from training.config import load_config
 from unigs.checkpoints import Kind, open_checkpoint
 from unigs.pipeline import UniGSPipeline
 
@@ -104,7 +106,8 @@ def test_what_a_run_leaves_behind(run):
 def test_the_export_opens(run):
     pipe = UniGSPipeline.from_pretrained(run / "pipeline")
     assert pipe.default_size == 32 and pipe.palette.grid == 5
-    assert pipe.defaults("entity") == {"num_inference_steps": 1, "guidance_scale": 1.0}
+    preset = load_config(["--config", "training/configs/tiny.toml"])
+    assert pipe.defaults("entity") == asdict(preset.task_defaults["entity"])
     weights = load_file(run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float16}
     averages = load_file(run / "checkpoint-000006" / "averages.safetensors")
@@ -307,6 +310,19 @@ def test_lora(from_inpainting, inpainting_model, tmp_path):
     alone.unload_lora_weights()
     merged = UniGSPipeline.from_pretrained(more / "pipeline")
     assert torch.allclose(alone.unet.get_parameter(name), merged.unet.get_parameter(name), atol=2e-3)
+
+
+def test_a_small_unigs_goes_on_with_its_text_encoder_and_muon(run, sprites, tmp_path):
+    start = run / "pipeline"
+    settings = [*COMMON, "--data.sources.scenes.sprites", str(sprites), "--pretrained-model-name-or-path", str(start)]
+    more = ["--train-text-encoder", "--optimizer", "muon", "--learning-rate", "0.01", "--lr-warmup-steps", "1"]
+    train_joint.main([*settings, *more, "--output-dir", str(tmp_path), "--max-train-steps", "2"])
+    pipe, before = UniGSPipeline.from_pretrained(tmp_path / "pipeline"), UniGSPipeline.from_pretrained(start)
+    for part, trained in (("unet", True), ("text_encoder", True), ("vae", False)):
+        weights, old = getattr(pipe, part).state_dict(), getattr(before, part).state_dict()
+        assert all(torch.equal(weights[name], old[name]) for name in old) != trained
+    assert pipe.palette == before.palette and pipe.defaults("entity") == before.defaults("entity")
+    assert "all weights of the UNet and of the text encoder" in (tmp_path / "pipeline" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 import unigs
+from unigs import pipeline
 from unigs.checkpoints import bundled_model_dir
 from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
@@ -47,7 +48,8 @@ def test_bundled_checkpoint(pipe):
     assert pipe.dtype == torch.float32
     assert pipe.default_size == 128
     assert pipe.palette == unigs.LocationAwarePalette(5, order="smooth")
-    assert all(set(pipe.defaults(task)) == {"num_inference_steps", "guidance_scale"} for task in Task)
+    settings = {"num_inference_steps", "guidance_scale", "delta", "min_share"}
+    assert all(set(pipe.defaults(task)) == settings for task in Task)
     files = [path for path in bundled_model_dir().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
@@ -66,7 +68,14 @@ def test_shapes_ranges_and_entities(pipe, task):
         assert entities.labels.min() > 0  # the background is an entity too
     colormap = (out.colormaps[0] * 255).round().byte().permute(1, 2, 0).numpy()
     radius = pipe.palette.background_radius
-    again = unigs.decode_colormap(colormap, keep_background=Task(task).spec.keep_background, background_radius=radius)
+    own = pipe.defaults(task)
+    again = unigs.decode_colormap(
+        colormap,
+        keep_background=Task(task).spec.keep_background,
+        delta=own["delta"],
+        min_area=round(own["min_share"] * SIZE * SIZE),
+        background_radius=radius,
+    )
     assert np.array_equal(entities.labels, again.labels)
 
 
@@ -81,6 +90,24 @@ def test_default_steps_are_those_of_the_checkpoint(pipe):
     seen = []
     run(pipe, "entity", num_inference_steps=None, callback_on_step_end=lambda p, i, t, tensors: seen.append(i))
     assert len(seen) == pipe.defaults("entity")["num_inference_steps"]
+
+
+def test_settings_of_the_decoder(monkeypatch):
+    """They are the checkpoint's for the task, if the call does not say; min_share is a share of any size."""
+    pipe = UniGSPipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
+    own = {task.value: {"delta": 12.0, "min_share": 0.25} for task in Task}
+    pipe.register_to_config(task_defaults=own)
+    seen = []
+    decode = pipeline.decode_colormaps
+    monkeypatch.setattr(
+        pipeline, "decode_colormaps", lambda *given, **more: seen.append(given) or decode(*given, **more)
+    )
+    (entities,) = run(pipe, "entity").entities
+    assert entities.areas.min() >= SIZE * SIZE / 4 or len(entities) == 1
+    run(pipe, "entity", image=PICTURE.resize((32, 16)), delta=20.0)
+    run(pipe, "referring", min_area=0)
+    assert [given[1:] for given in seen] == [(True, 12.0, SIZE * SIZE // 4), (True, 20.0, 128), (False, 12.0, 0)]
 
 
 def test_pixels_outside_the_hole_stay_bit_identical(pipe):
@@ -190,6 +217,8 @@ def test_save_and_load(pipe, tmp_path):
         ("entity", {"image": []}, "must be PIL pictures or a tensor"),
         ("referring", {"image": [PICTURE] * 3, "prompt": ["dog", "cat"]}, r"length 1 or 3 .*'prompt': 2"),
         ("entity", {"num_inference_steps": 0}, "at least 1"),
+        ("entity", {"delta": 0.0}, "delta must be positive and min_area not negative, got 0.0 and 0"),
+        ("entity", {"min_area": -1}, "delta must be positive and min_area not negative, got .* and -1"),
         ("entity", {"output_type": "np"}, "'pil' or 'pt'"),
         ("entity", {"latents": torch.zeros(1, 4, 16, 16)}, r"latents must have shape \(1, 8, 16, 16\)"),
     ],

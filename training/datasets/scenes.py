@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
 
 from training.datasets import Record
 
@@ -54,6 +56,8 @@ PHOTOGRAPHS = (
     "brick.png",
 )
 MAX_TILT = 12.0  # degrees
+TWO_OF_A_KIND = 0.1  # share of the scenes of two objects or more in which the first two have one name
+SHADOWS = 0.3  # share of the scenes in which objects cast a shadow
 MIN_VISIBLE = 0.6  # share of an object's pixels that later objects must leave uncovered
 
 
@@ -94,7 +98,8 @@ class Scenes:
         library: sprites to draw from.
         size: side of the square picture in pixels.
         split: "train" or "heldout"; the two never share a seed.
-        max_objects: 1 to this many objects a scene, each of another kind.
+        max_objects: 1 to this many objects a scene, each of another kind; in a tenth of the scenes the first two are of
+            one kind.
         length: how many of them make an epoch; there is no end of them.
     """
 
@@ -126,20 +131,28 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Record:
         rng = np.random.default_rng([self.SPLITS[self.split], index])
+        more = np.random.default_rng([self.SPLITS[self.split], index, 1])
+        two_of_a_kind, shadow = more.random() < TWO_OF_A_KIND, Shadow.draw(more, self.size)
         while True:  # a drawing in which one object hides another is thrown away
-            record = self._compose(rng, f"scenes/{self.split}/{index}")
+            record = self._compose(rng, two_of_a_kind, shadow, f"scenes/{self.split}/{index}")
             if record is not None:
                 return record
 
-    def _compose(self, rng: np.random.Generator, key: str) -> Record | None:
+    def _compose(
+        self, rng: np.random.Generator, two_of_a_kind: bool, shadow: "Shadow | None", key: str
+    ) -> Record | None:
         size = self.size
         place = PLACES[rng.integers(len(PLACES))]
         canvas = _background(rng, size, place)
         count = int(rng.integers(1, self.max_objects + 1))
         nouns = [self.library.nouns[i] for i in rng.permutation(len(self.library.nouns))[:count]]
+        if two_of_a_kind:
+            nouns[:2] = nouns[:1] * len(nouns[:2])
         masks = np.zeros((count, size, size), bool)
         for i, noun in enumerate(nouns):
             color, alpha = _place(rng, self.library.sprites[noun], size, count)
+            if shadow is not None:
+                canvas = canvas * (1 - shadow.cast(alpha))[..., None]
             canvas = canvas * (1 - alpha[..., None]) + color
             masks[i] = alpha > 0.5
         whole = masks.sum((1, 2))
@@ -150,6 +163,38 @@ class Scenes:
         contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-15, 15)
         image = np.clip((canvas - 128) * contrast + 128 + brightness, 0, 255).astype(np.uint8)
         return Record.from_arrays(image, masks, nouns, place=place, key=key)
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """The soft shadow of every object of a scene, which falls on what lies behind it.
+
+    Attributes:
+        right, down: where it falls, pixels.
+        blur: deviation, pixels.
+        strength: share of the light that it takes away.
+    """
+
+    right: int
+    down: int
+    blur: float
+    strength: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, size: int) -> "Shadow | None":
+        """None for scenes without."""
+        if rng.random() >= SHADOWS:
+            return None
+        right, down, blur = rng.uniform((-0.06, 0.01, 0.01), (0.06, 0.06, 0.03)) * size
+        return cls(round(right), round(down), blur, rng.uniform(0.15, 0.45))
+
+    def cast(self, alpha: np.ndarray) -> np.ndarray:
+        """Alpha of an object (H, W) in [0, 1] -> the share of the light that is missing (H, W)."""
+        moved = np.zeros_like(alpha)
+        height, width = alpha.shape
+        left, right = max(0, self.right), width + min(0, self.right)
+        moved[self.down :, left:right] = alpha[: height - self.down, left - self.right : right - self.right]
+        return self.strength * gaussian_filter(moved, self.blur)
 
 
 def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
