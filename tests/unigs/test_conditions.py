@@ -76,4 +76,27 @@ def test_paste_known_keeps_pixels_bit_for_bit():
     pasted = paste_known(generated, IMAGE, MASK)
     inside = MASK[:, None].expand_as(pasted) == 1
     assert torch.equal(pasted[~inside], IMAGE[~inside])
-    assert torch.equal(pasted[inside], generated[inside])
+    assert 0 <= pasted.min() and pasted.max() <= 1
+
+
+@pytest.mark.parametrize("height, width", [(32, 48), (31, 45), (1, 9)])
+def test_paste_known_leaves_no_seam(height, width):
+    """A shift of colours outside the mask is taken back inside it too; nothing else is changed."""
+    image = 0.2 + 0.6 * torch.rand(2, 3, height, width, generator=generator)
+    mask = torch.zeros(2, height, width)
+    mask[0, height // 4 : height // 2 + 1, 3 : width - 2] = 1
+    shift = torch.tensor([0.1, -0.05, 0.02])[:, None, None]
+    assert torch.allclose(paste_known(image + shift, image, mask), image, atol=1e-6)
+    assert torch.equal(paste_known(image, image, mask), image)
+    alone = paste_known((image + shift)[:1], image[:1], mask[:1])
+    assert torch.allclose(alone, paste_known(image + shift, image, mask)[:1], atol=1e-6)
+    assert torch.equal(paste_known(image + shift, image, torch.ones_like(mask)), image + shift)  # nothing to go by
+
+
+def test_a_shift_that_changes_along_the_border_is_continued_smoothly():
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    generated, slope = torch.full((1, 3, 64, 64), 0.5), 0.2 * (columns - rows) / 64  # a harmonic function
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 10:50, 20:60] = 1
+    pasted = paste_known(generated, generated + slope, mask)
+    assert torch.allclose(pasted, generated + slope, atol=0.01)
