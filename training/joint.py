@@ -17,10 +17,6 @@ from unigs.tasks import Task, join_nouns
 
 MAX_ENTITIES = 4  # entities of a sample, except for the entity task (supplementary of the paper, section 1)
 MAX_SKIPPED = 1000  # records in a row without anything to learn from, before something must be wrong
-IRREGULAR = {
-    **{"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "knife": "knives"},
-    **{"sheep": "sheep", "fish": "fish", "broccoli": "broccoli", "shelf": "shelves", "foot": "feet", "leaf": "leaves"},
-}
 ONE_TARGET_SHARE = 0.75  # share of referring examples that ask for one kind, the others for up to two
 
 
@@ -113,9 +109,9 @@ def make_example(
     colormap = palette.encode(masks) if len(masks) else np.zeros((*shape, 3), np.uint8)
     labels = [view.labels[i] for i in chosen]
     nouns = asked or _left_to_right(masks, labels)
-    prompt = task.spec.prompt(_phrase(nouns))
+    prompt = task.spec.prompt(join_nouns(nouns))
     if view.place and task is Task.SYNTHESIS and rng.random() < 0.7:
-        prompt = task.spec.prompt(f"{_phrase(nouns)} {view.place}")
+        prompt = task.spec.prompt(f"{join_nouns(nouns)} {view.place}")
     if task.spec.control != "image" and rng.random() < caption_dropout:
         prompt = ""
     return Example(task, view.image, colormap, coarse, prompt, nouns, labels, masks)
@@ -238,23 +234,3 @@ def _subset(rng: np.random.Generator, count: int, at_most: int) -> np.ndarray:
 def _left_to_right(masks: np.ndarray, labels: list[str]) -> list[str]:
     centers = [np.flatnonzero(mask.any(0)).mean() for mask in masks]
     return [labels[i] for i in np.argsort(centers, kind="stable")]
-
-
-def _phrase(nouns: list[str]) -> str:
-    """`["dog", "cat", "dog"]` -> `"2 dogs and cat"`: two of a kind are counted, not merged."""
-    kinds = list(dict.fromkeys(nouns))
-    return join_nouns([noun if nouns.count(noun) == 1 else f"{nouns.count(noun)} {plural(noun)}" for noun in kinds])
-
-
-def plural(noun: str) -> str:
-    """ "dog" -> "dogs", "wine glass" -> "wine glasses", "skis" -> "skis"."""
-    before, space, word = noun.rpartition(" ")
-    if word in IRREGULAR:
-        word = IRREGULAR[word]
-    elif word.endswith(("ss", "us", "x", "z", "ch", "sh")):
-        word += "es"
-    elif word.endswith("y") and word[-2:-1] not in "aeiou":
-        word = word[:-1] + "ies"
-    elif not word.endswith("s"):
-        word += "s"
-    return before + space + word

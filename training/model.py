@@ -16,9 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.config import ModelConfig, TrainConfig
 from training.datasets.scenes import HELD_OUT_KINDS, PLACES
-from training.joint import plural
 from unigs.conditions import LATENT_CHANNELS
-from unigs.tasks import TASKS, Task
+from unigs.tasks import TASKS, Task, plural
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -100,7 +100,30 @@ DEFAULT_SETTINGS: dict[Task, dict[str, float]] = {
     Task.ENTITY: {"num_inference_steps": 50, "guidance_scale": 1.0, **DECODER},
 }
 
+IRREGULAR = {
+    **{"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "knife": "knives"},
+    **{"sheep": "sheep", "fish": "fish", "broccoli": "broccoli", "shelf": "shelves", "foot": "feet", "leaf": "leaves"},
+}
+
 
 def join_nouns(nouns: list[str]) -> str:
-    """`["dog", "cat", "tree"]` -> `"dog, cat and tree"`."""
-    return " and ".join([", ".join(nouns[:-1]), nouns[-1]] if len(nouns) > 1 else nouns)
+    """`["dog", "cat", "tree"]` -> `"dog, cat and tree"`; two of a kind are counted: `["dog", "cat", "dog"]` -> `"2 dogs
+    and cat"`."""
+    counted = [
+        noun if (count := nouns.count(noun)) == 1 else f"{count} {plural(noun)}" for noun in dict.fromkeys(nouns)
+    ]
+    return " and ".join([", ".join(counted[:-1]), counted[-1]] if len(counted) > 1 else counted)
+
+
+def plural(noun: str) -> str:
+    """ "dog" -> "dogs", "wine glass" -> "wine glasses", "skis" -> "skis"."""
+    before, space, word = noun.rpartition(" ")
+    if word in IRREGULAR:
+        word = IRREGULAR[word]
+    elif word.endswith(("ss", "us", "x", "z", "ch", "sh")):
+        word += "es"
+    elif word.endswith("y") and word[-2:-1] not in "aeiou":
+        word = word[:-1] + "ies"
+    elif not word.endswith("s"):
+        word += "s"
+    return before + space + word

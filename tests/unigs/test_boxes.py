@@ -53,4 +53,5 @@ def test_the_prompt_names_what_is_labelled_from_left_to_right():
     unnamed = LabelledBox((0, 0, 5, 5), "")
     assert prompt_of([dog, unnamed, cat]) == "cat and dog"
     assert prompt_of([tree, dog, cat]) == "cat, dog and tree"
+    assert prompt_of([tree, dog, cat, dog]) == "cat, 2 dogs and tree"
     assert prompt_of([unnamed]) == prompt_of([]) == ""

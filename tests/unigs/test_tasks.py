@@ -1,6 +1,6 @@
 import pytest
 
-from unigs.tasks import TASKS, Task, join_nouns
+from unigs.tasks import TASKS, Task, join_nouns, plural
 
 
 def test_values_and_ids():
@@ -40,3 +40,26 @@ def test_join_nouns():
     assert join_nouns([]) == ""
     assert join_nouns(["dog"]) == "dog"
     assert join_nouns(["dog", "cat", "tree"]) == "dog, cat and tree"
+    assert join_nouns(["dog", "cat", "dog"]) == "2 dogs and cat"
+    assert join_nouns(["person", "person", "person"]) == "3 people"
+
+
+def test_plurals():
+    nouns = [
+        "dog",
+        "person",
+        "wine glass",
+        "bus",
+        "sheep",
+        "strawberry",
+        "toy",
+        "skis",
+        "sandwich",
+        "box",
+        "hot dog",
+        "knife",
+    ]
+    assert [plural(noun) for noun in nouns] == [
+        *("dogs", "people", "wine glasses", "buses", "sheep", "strawberries", "toys", "skis", "sandwiches", "boxes"),
+        *("hot dogs", "knives"),
+    ]
