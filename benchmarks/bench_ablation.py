@@ -13,7 +13,7 @@ same held-out scenes by `training.evaluate`:
 What is painted is looked at by the joint model, for all of them. A run that was stopped goes on when the same command
 is run again, and what is measured is not measured again. What follows `--` goes to every training run:
 
-    python -m benchmarks.bench_ablation --steps 3600
+    python -m benchmarks.bench_ablation --steps 1000
     python -m benchmarks.bench_ablation --steps 200 --count 32 --only joint random -- --resolution 64
 
 Needs the packages of `pip install -e ".[train,evaluate]"` and the sprites that `python -m training.datasets.scenes`
@@ -150,7 +150,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=3600, metavar="N", help="of each training (default: 3600)")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of each training (default: %(default)s)")
     parser.add_argument("--count", type=int, default=512, metavar="N", help="held-out scenes (default: 512)")
     parser.add_argument(
         "--config",
