@@ -13,6 +13,9 @@ prompt failed that should have worked, or memory grew by 3 % or more.
 
 With the C library's own settings its heaps get more and more scattered, by tens of MiB up and down, which hides what is
 in use; so the server runs with MALLOC_ARENA_MAX=1 and MALLOC_MMAP_THRESHOLD_=65536, unless these are set otherwise.
+And oneDNN keeps the last 1024 kernels that it compiled for torch, one for each new size of a layer's input: with sizes
+and batches as mixed as here that cache still fills when the run ends, so the server keeps 16
+(ONEDNN_PRIMITIVE_CACHE_CAPACITY).
 """
 
 import argparse
@@ -286,6 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     # For the server: glibc gives each larger block back by itself, instead of keeping them scattered in its heaps.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     with tempfile.TemporaryDirectory() as data:
         shutil.copytree(NEIGHBOUR, Path(data) / "custom_nodes" / NEIGHBOUR.name)
         args = ("--preview-method", "auto", "--cache-classic")
