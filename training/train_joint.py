@@ -299,7 +299,7 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
         cast_training_params(unet, torch.float32)
     else:
         unet.requires_grad_(True)
-    if device.type == "cpu" and unet.config["sample_size"] <= 32:
+    if device.type == "cpu" and (unet.config["sample_size"] or 64) <= 32:
         unet.set_attn_processor(AttnProcessor())  # small attentions train a quarter faster without the fused kernel
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
