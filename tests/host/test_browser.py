@@ -108,7 +108,8 @@ def test_a_blueprint_is_found_in_the_search_and_runs(page, title):
     task, values = BLUEPRINTS[title]
     page.evaluate("() => app.graph.clear()")
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    search = page.locator(".comfy-vue-node-search-container input").first
+    # frontend 1.32, 1.49
+    search = page.locator(".comfy-vue-node-search-container input, [role=search] [role=combobox]").first
     search.wait_for()
     search.press_sequentially(title)
     page.get_by_role("option").filter(has_text=title).first.wait_for()
