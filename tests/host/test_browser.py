@@ -116,7 +116,10 @@ def test_a_blueprint_is_found_in_the_search_and_runs(page, title):
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
     if page.evaluate("() => app.graph.nodes[0].flags.ghost"):  # it hangs on the pointer until it is put down
-        page.mouse.click(600, 400)
+        page.mouse.move(500, 300)
+        page.mouse.move(600, 400, steps=5)
+        page.mouse.click(600, 400, delay=200)
+        page.wait_for_function("() => !app.graph.nodes[0].flags.ghost")
     node = page.evaluate("() => app.graph.nodes[0].id")
     shown = page.evaluate(SURROUND, [node, "unigs_inpainting.png", values])
 
