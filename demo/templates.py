@@ -16,7 +16,8 @@ from .comfyui import REPO, ComfyUI
 from .workflows import WORKFLOWS
 
 SUBGRAPHS = REPO / "subgraphs"
-# What the bundled checkpoint recommends for the decoder: in smaller entities, in pixels, it is not to be trusted.
+# What the bundled checkpoint recommends for the decoder: in smaller entities, in pixels, it is not to be trusted; and
+# where it paints, go by its palette.
 DELTA, SMALLEST_ENTITY = 16.0, 320
 SMALL_MODEL = (
     "The bundled model is small and knows 128 x 128 scenes of emoji. For other pictures put a larger checkpoint into "
@@ -43,6 +44,7 @@ class Pieces(Canvas):
             delta=DELTA,
             min_area=SMALLEST_ENTITY,
             keep_background=keep_background,
+            use_palette=sampled.given["task"] in ("inpainting", "synthesis"),
         )
 
     def show(self, title: str, image: Output) -> Node:

@@ -86,6 +86,13 @@ class DichotomyDecode(io.ComfyNode):
                     tooltip="Parts of one colour that lie apart become entities of their own. On if two entities may "
                     "have got the same colour; off if something in front may cut an entity in two.",
                 ),
+                io.Boolean.Input(
+                    "use_palette",
+                    default=False,
+                    optional=True,
+                    tooltip="Clusters nearest to one colour of the model's palette are one entity. On for what the "
+                    "bundled model paints in inpainting and synthesis, whose colours are unsure.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -124,18 +131,19 @@ class DichotomyDecode(io.ComfyNode):
         keep_background: bool,
         model: Any = None,
         components: bool = False,
+        use_palette: bool = False,
     ) -> io.NodeOutput:
         from ..unigs.dichotomy import dichotomy
         from ..unigs.visualize import dichotomy_tree, label_preview
 
-        radius = palette_of(model).background_radius
+        palette = palette_of(model)
         masks, previews, trees, counts, scores = [], [], [], [], []
         colormaps = as_colormaps(colormap, "colormap")
         progress = ProgressBar(len(colormaps))
         for pixels in colormaps:
             throw_exception_if_processing_interrupted()
-            found = dichotomy(pixels, delta)
-            entities = found.entities(keep_background, min_area, components, radius)
+            found = dichotomy(pixels, delta, palette=palette if use_palette else None)
+            entities = found.entities(keep_background, min_area, components, palette.background_radius)
             masks.append(mask_batch(entities.masks, entities.size))
             previews.append(image_of(label_preview(entities)))
             trees.append(image_of(dichotomy_tree(pixels, found=found, entities=entities)))

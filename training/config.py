@@ -107,6 +107,8 @@ class TaskDefaults:
     """of the decoder, see `unigs.decode_colormap`"""
     min_share: float = 0.0
     """of the decoder: entities of a smaller share of the picture go to what surrounds them"""
+    use_palette: bool = False
+    """of the decoder: whether to go by the colours of the palette"""
 
 
 @dataclass

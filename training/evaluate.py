@@ -67,6 +67,8 @@ class EvaluateConfig:
     min_area: int | None = None
     """of the decoder: entities of fewer pixels, at the size that the model gets, go to what surrounds them; the
     checkpoint's own if not given"""
+    use_palette: bool | None = None
+    """of the decoder: whether to go by the colours of the palette; the checkpoint's own for the task if not given"""
     segmenter: Path | None = None
     """the checkpoint that looks at what is painted; the same one if not given"""
     inception_weights: Path | None = None
@@ -206,7 +208,7 @@ def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
     """Raises ValueError or FileNotFoundError for a checkpoint that is not one of UniGS."""
     pipeline = UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
     sizes = config.short_side, config.max_side
-    decoder = config.criterion, config.delta, config.min_area
+    decoder = config.criterion, config.delta, config.min_area, config.use_palette
     return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, *decoder)
 
 
@@ -236,9 +238,14 @@ def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:
 
 
 def scene_sources(sprites: Path) -> dict[str, SourceConfig]:
-    """Held-out scenes for all tasks; and for the entity task scenes of kinds that were never trained on."""
-    heldout = SourceConfig("scenes", split="heldout", sprites=sprites)
-    return {"scenes": heldout, "scenes, kinds never seen": replace(heldout, kinds="unseen", tasks=(Task.ENTITY,))}
+    """Held-out scenes: for all tasks, and harder ones for those that segment."""
+    heldout, segment = SourceConfig("scenes", split="heldout", sprites=sprites), (Task.REFERRING, Task.ENTITY)
+    return {
+        "scenes": heldout,
+        "scenes, kinds never seen": replace(heldout, kinds="unseen", tasks=(Task.ENTITY,)),
+        "scenes, sprites never seen": replace(heldout, kinds="unseen_sprites", tasks=segment),
+        "scenes, up to six objects": replace(heldout, max_objects=6, tasks=(Task.ENTITY,)),
+    }
 
 
 def read_sources(file: Path) -> dict[str, SourceConfig]:

@@ -60,7 +60,8 @@ class Model:
     Attributes:
         steps: denoising steps; the checkpoint's own for the task if None.
         short_side, max_side: the size that pictures get, see `size`; in pixels.
-        criterion, delta, min_area: of the decoder, see `decode_colormap`; the last two the checkpoint's own if None.
+        criterion: of the decoder, see `decode_colormap`.
+        delta, min_area, use_palette: of the decoder, see `UniGSPipeline.decoder_settings`.
     """
 
     pipeline: UniGSPipeline
@@ -72,6 +73,7 @@ class Model:
     criterion: Criterion = "mean"
     delta: float | None = None
     min_area: int | None = None
+    use_palette: bool | None = None
 
     def __post_init__(self) -> None:
         self.pipeline.set_progress_bar_config(disable=True)
@@ -126,6 +128,7 @@ class Model:
             num_inference_steps=self.steps,
             delta=self.delta,
             min_area=self.min_area,
+            use_palette=self.use_palette,
             generator=[torch.Generator().manual_seed(_noise_seed(self.seed, q.picture)) for q in batch],
             output_type="pt",
             callback_on_step_end=keep_latents,
@@ -137,16 +140,9 @@ class Model:
             painted = _pixels(decoded[..., : images.shape[1], : images.shape[2]])
         entities = out.entities
         if self.criterion != "mean":
-            palette, own = self.pipeline.palette, self.pipeline.defaults(task)
-            entities = decode_colormaps(
-                _pixels(out.colormaps),
-                task.spec.keep_background,
-                own["delta"] if self.delta is None else self.delta,
-                round(own["min_share"] * images[0, ..., 0].size) if self.min_area is None else self.min_area,
-                self.criterion,
-                palette=palette if self.criterion == "nearest" else None,
-                background_radius=palette.background_radius,
-            )
+            use_palette = True if self.criterion == "nearest" else self.use_palette
+            settings = self.pipeline.decoder_settings(task, everything.size, self.delta, self.min_area, use_palette)
+            entities = decode_colormaps(_pixels(out.colormaps), criterion=self.criterion, **settings)
         for row in zip(batch, images, painted, entities, strict=True):
             yield Answer(*row)
 

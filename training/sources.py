@@ -12,7 +12,16 @@ from training.datasets.mixture import Source
 from training.datasets.openimages import OpenImages
 from training.datasets.pictures import BadPicture
 from training.datasets.refcoco import RefCoco, evaluation_image_ids
-from training.datasets.scenes import HELD_OUT_KINDS, KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
+from training.datasets.scenes import (
+    HELD_OUT_KINDS,
+    HELD_OUT_SPRITES,
+    KINDS,
+    OTHER_SPRITES,
+    SPRITE_FOLDER,
+    Scenes,
+    SpriteLibrary,
+    things,
+)
 from unigs.tasks import Task
 
 SourceType = Literal["scenes", "coco_instances", "coco_panoptic", "entityseg", "openimages", "refcoco"]
@@ -62,8 +71,9 @@ class SourceConfig:
     """refs files of RefCOCO, + and g: the pictures that they evaluate on are left out"""
     sprites: Path = SPRITE_FOLDER
     """scenes: the folder of sprites, see training/datasets/scenes.py"""
-    kinds: Literal["seen", "unseen"] = "seen"
-    """scenes: the kinds of objects to train on, or those that are held out"""
+    kinds: Literal["seen", "unseen", "other_sprites", "unseen_sprites", "things"] = "seen"
+    """scenes: the kinds of objects to train on, or those that are held out; other pictures of kinds to train on, or
+    those that are held out; or hundreds of things for the entity task, of which the model needs no names"""
     max_objects: int = 3
     """scenes: 1 to this many objects in each"""
     length: int = 10_000
@@ -93,8 +103,7 @@ def open_source(name: str, config: SourceConfig, resolution: int) -> RecordSet |
     try:
         match config.type:
             case "scenes":
-                kinds = KINDS if config.kinds == "seen" else HELD_OUT_KINDS
-                library = SpriteLibrary(config.sprites, kinds)
+                library = SpriteLibrary(config.sprites, _kinds(config))
                 return Scenes(library, resolution, config.split, config.max_objects, config.length)
             case "coco_instances":
                 excluded = evaluation_image_ids(*given.pop("exclude"))
@@ -112,6 +121,21 @@ def open_source(name: str, config: SourceConfig, resolution: int) -> RecordSet |
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"data set {name!r}: {error}") from None
     raise ValueError(f"data set {name!r}: type must be one of {', '.join(get_args(SourceType))}, got {config.type!r}")
+
+
+def _kinds(config: SourceConfig) -> dict[str, str]:
+    """Noun -> code point of its sprite."""
+    match config.kinds:
+        case "seen":
+            return KINDS
+        case "unseen":
+            return HELD_OUT_KINDS
+        case "other_sprites":
+            return KINDS | OTHER_SPRITES
+        case "unseen_sprites":
+            return HELD_OUT_SPRITES
+        case "things":
+            return things(config.sprites)
 
 
 def open_sources(configs: Mapping[str, SourceConfig], resolution: int, tasks: tuple[Task, ...]) -> list[Source]:

@@ -46,6 +46,7 @@ class Painted(NamedTuple):
     colormap: Image.Image
     entities: Entities
     delta: float
+    palette: LocationAwarePalette | None
     seconds: float
 
 
@@ -140,7 +141,8 @@ def demo(options: argparse.Namespace) -> None:
         options.prompt, where = prompt, None
         if task is Task.SYNTHESIS:  # the layout of the example picture, as the model itself sees it
             found = _call(pipe, Task.ENTITY, options, image=picture)
-            things = decode_colormap(found.colormap, delta=found.delta, min_area=picture.width * picture.height // 400)
+            how = pipe.decoder_settings(Task.ENTITY, picture.width * picture.height, options.delta, options.min_area)
+            things = decode_colormap(found.colormap, **how | {"keep_background": False})
             where = Image.fromarray(pipe.palette.encode(things.masks))
             inputs = {"colormap": where}
         elif boxes:
@@ -242,12 +244,14 @@ def _call(pipe: "UniGSPipeline", task: Task, options: argparse.Namespace, **inpu
         ensemble=getattr(options, "ensemble", 1) if task.spec.segments else 1,
         delta=options.delta,
         min_area=options.min_area,
+        use_palette=options.use_palette,
         generator=torch.Generator().manual_seed(options.seed),
         **inputs,
     )
     picture, colormap = cast(Image.Image, result.images[0]), cast(Image.Image, result.colormaps[0])
-    delta = pipe.defaults(task)["delta"] if options.delta is None else options.delta
-    return Painted(picture, colormap, result.entities[0], delta, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    how = pipe.decoder_settings(task, picture.width * picture.height, options.delta, use_palette=options.use_palette)
+    return Painted(picture, colormap, result.entities[0], how["delta"], how["palette"], seconds)
 
 
 def _limit(options: argparse.Namespace, pipe: "UniGSPipeline") -> int:
@@ -321,7 +325,8 @@ def _save(
     _save_entities(options, name, painted.picture, "picture.png", painted.entities, facts, painted.seconds)
     pictures = {"picture": painted.picture, "colormap": painted.colormap, **given}
     if options.tree:
-        pictures["tree"] = dichotomy_tree(painted.colormap, painted.delta, entities=painted.entities)
+        found = dichotomy(painted.colormap, painted.delta, palette=painted.palette)
+        pictures["tree"] = dichotomy_tree(painted.colormap, found=found, entities=painted.entities)
     for kind, image in pictures.items():
         if image is not None:
             image.save(options.out / name / f"{kind}.png")
@@ -444,6 +449,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--min-area", type=int, metavar="PIXELS", help="drop smaller entities (default: the checkpoint's)"
+    )
+    group.add_argument(
+        "--use-palette",
+        action=argparse.BooleanOptionalAction,
+        help="whether clusters nearest to one colour of the palette are one (default: the checkpoint's)",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise and of curves (default: 0)")
     group.add_argument(

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4
 RELAXATIONS = 8  # on each size, where a picture is continued into a hole
+KNOWN_WEIGHT = (
+    8.0  # a known neighbour counts as so many in the hole: no step where the hole begins, small ones after it
+)
 HOLE_VALUE = 0.5  # grey: 0 at the VAE, as Stable Diffusion inpainting fills its holes
 
 
@@ -107,7 +110,8 @@ def paste_known(generated: Tensor, image: Tensor, coarse_mask: Tensor) -> Tensor
 def _continue_into(hole: Tensor, values: Tensor) -> Tensor:
     """Values (B, C, H, W), those in the hole (B, 1, H, W) bool replaced by a smooth continuation of the others.
 
-    Each becomes nearly the mean of its neighbours: found on half the size first, then relaxed. 0 if all is hole.
+    Each becomes nearly the weighted mean of its neighbours: found on half the size first, then relaxed. 0 if all is
+    hole.
     """
     known = (~hole).to(values.dtype)
     values = values * known
@@ -119,11 +123,17 @@ def _continue_into(hole: Tensor, values: Tensor) -> Tensor:
         coarse = _continue_into(share == 0, coarse)
         inside = F.interpolate(coarse, scale_factor=2, mode="bilinear")[..., :height, :width]
         values = torch.where(hole, inside, values)
+        weight = torch.where(hole, 1.0, KNOWN_WEIGHT).to(values.dtype)
+        total = _sum_of_neighbours(weight)
         for _ in range(RELAXATIONS):
-            padded = F.pad(values, (1, 1, 1, 1), mode="replicate")
-            sides = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:] + padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]
-            values = torch.where(hole, sides / 4, values)
+            values = torch.where(hole, _sum_of_neighbours(weight * values) / total, values)
     return values
+
+
+def _sum_of_neighbours(values: Tensor) -> Tensor:
+    """(..., H, W): left + right + upper + lower neighbour; beyond the border a pixel is its own neighbour."""
+    padded = F.pad(values, (1, 1, 1, 1), mode="replicate")
+    return padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:] + padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]
 
 
 def vote(colormaps: Tensor) -> Tensor:

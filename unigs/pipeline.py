@@ -70,9 +70,9 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         unet: 13 input and 8 output channels (see `widen_unet`), with or without task embedding.
         scheduler: any diffusers scheduler.
         palette: settings of the `LocationAwarePalette` that the model was trained with.
-        task_defaults: task -> {"num_inference_steps", "guidance_scale", "delta", "min_share"}, used where a call gives
-            none; the last two are of the decoder, see `decode_colormap`, and min_share is its min_area as a share of
-            the picture.
+        task_defaults: task -> {"num_inference_steps", "guidance_scale", "delta", "min_share", "use_palette"}, used
+            where a call gives none; the last three are of the decoder, see `decoder_settings`, and min_share is its
+            min_area as a share of the picture.
         default_size: side in pixels of the pictures that the model was trained on.
         text_encoder_2, tokenizer_2: of Stable Diffusion XL.
     """
@@ -232,9 +232,42 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         return self._interrupt
 
     def defaults(self, task: Task | str) -> dict[str, float]:
-        """`num_inference_steps`, `guidance_scale`, `delta` and `min_share` of the checkpoint for this task."""
+        """`num_inference_steps`, `guidance_scale`, `delta`, `min_share` and `use_palette` of the checkpoint for this
+        task."""
         task = Task.parse(task)
         return {**DEFAULT_SETTINGS[task], **self.config["task_defaults"].get(task.value, {})}
+
+    def decoder_settings(
+        self,
+        task: Task | str,
+        pixels: int,
+        delta: float | None = None,
+        min_area: int | None = None,
+        use_palette: bool | None = None,
+    ) -> dict[str, Any]:
+        """How colormaps that the model paints for a task are decoded: arguments of `decode_colormap`.
+
+        Args:
+            pixels: of a colormap.
+            delta, min_area: as `decode_colormap` takes them; the checkpoint's own for this task if None.
+            use_palette: whether clusters nearest to one colour of `palette` are one, as in a map that was painted with
+                it; the checkpoint's own if None.
+
+        Raises:
+            ValueError: delta is not positive, or min_area negative.
+        """
+        own, task = self.defaults(task), Task.parse(task)
+        delta = float(own["delta"] if delta is None else delta)
+        min_area = round(own["min_share"] * pixels) if min_area is None else min_area
+        if not (delta > 0 and min_area >= 0):
+            raise ValueError(f"delta must be positive and min_area not negative, got {delta} and {min_area}")
+        return {
+            "keep_background": task.spec.keep_background,
+            "delta": delta,
+            "min_area": min_area,
+            "palette": self.palette if (own["use_palette"] if use_palette is None else use_palette) else None,
+            "background_radius": self.palette.background_radius,
+        }
 
     @property
     def default_size(self) -> int:
@@ -286,6 +319,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         ensemble: int = 1,
         delta: float | None = None,
         min_area: int | None = None,
+        use_palette: bool | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -309,7 +343,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                 step (at the noise of the step) while the other is denoised. Any task may hold either half.
             ensemble: how many times a segmentation task (referring, entity) is run, with other noise each time; each
                 pixel of the colormap is then voted on. The pictures are those of the first run.
-            delta, min_area: of the decoder, see `decode_colormap`; the checkpoint's own for this task by default.
+            delta, min_area, use_palette: of the decoder, see `decoder_settings`; the checkpoint's own for this task by
+                default.
             eta, generator, latents: noise of the DDIM steps, source of all noise, or the starting noise (B, 8, h, w).
             output_type: "pil" pictures or "pt" tensors.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents", "prompt_embeds"}) after each step; it
@@ -367,10 +402,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         guidance_scale = float(self.defaults(task)["guidance_scale"] if guidance_scale is None else guidance_scale)
-        delta = float(self.defaults(task)["delta"] if delta is None else delta)
-        min_area = round(self.defaults(task)["min_share"] * size[0] * size[1]) if min_area is None else min_area
-        if not (delta > 0 and min_area >= 0):
-            raise ValueError(f"delta must be positive and min_area not negative, got {delta} and {min_area}")
+        decoder = self.decoder_settings(task, size[0] * size[1], delta, min_area, use_palette)
         guided = guidance_scale != 1.0
         device, dtype = self._execution_device, self.unet.dtype
         self._interrupt = False
@@ -456,8 +488,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
 
         # 6. Entities
         colormap_pixels = _to_uint8(colormaps)
-        radius = self.palette.background_radius
-        entities = decode_colormaps(colormap_pixels, spec.keep_background, delta, min_area, background_radius=radius)
+        entities = decode_colormaps(colormap_pixels, **decoder)
         self.maybe_free_model_hooks()
         if output_type == "pt":
             return UniGSOutput(images, colormaps, entities)

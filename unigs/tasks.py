@@ -90,9 +90,9 @@ TASKS = {
     Task.ENTITY: TaskSpec(3, "image", "full", "panoptic: all entities.", True, 0.2),
 }
 
-# What a checkpoint that says nothing of its own gets. For the decoder of colormaps: delta, and the share of the picture
-# below which an entity goes to what surrounds it.
-DECODER = {"delta": 10.0, "min_share": 0.0}
+# What a checkpoint that says nothing of its own gets. For the decoder of colormaps: delta, the share of the picture
+# below which an entity goes to what surrounds it, and whether to go by the colours of the palette.
+DECODER = {"delta": 10.0, "min_share": 0.0, "use_palette": False}
 DEFAULT_SETTINGS: dict[Task, dict[str, float]] = {
     Task.INPAINTING: {"num_inference_steps": 50, "guidance_scale": 7.5, **DECODER},
     Task.SYNTHESIS: {"num_inference_steps": 50, "guidance_scale": 7.5, **DECODER},

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeli
 from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training.datasets.scenes import HELD_OUT_KINDS, KINDS, Scenes, SpriteLibrary
+from training.datasets.scenes import HELD_OUT_KINDS, HELD_OUT_SPRITES, KINDS, OTHER_SPRITES, Scenes, SpriteLibrary
 from unigs.checkpoints import bundled_model_dir
 from unigs.pipeline import UniGSPipeline
 
@@ -28,7 +28,7 @@ def fresh_process() -> Iterator[None]:
 def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sprites")
     rng = np.random.default_rng(0)
-    for code in [*KINDS.values(), *HELD_OUT_KINDS.values()]:
+    for code in [code for kinds in (KINDS, HELD_OUT_KINDS, OTHER_SPRITES, HELD_OUT_SPRITES) for code in kinds.values()]:
         sprite = Image.new("RGBA", (64, 64))
         corners = [tuple(point) for point in rng.integers(4, 60, (6, 2)).tolist()]
         color = (*rng.integers(0, 256, 3).tolist(), 255)

@@ -77,6 +77,8 @@ def test_scenes(checkpoint, sprites, tmp_path, capsys, alexnet, clip_folder):
     assert {name: list(tasks) for name, tasks in results.items()} == {
         "scenes": [task.value for task in Task],
         "scenes, kinds never seen": ["entity"],
+        "scenes, sprites never seen": ["referring", "entity"],
+        "scenes, up to six objects": ["entity"],
     }
     entity = results["scenes"]["entity"]
     assert {"AP", "AP50", "AP75", "mIoU", "F1@0.5", "PQ", "SQ", "RQ"} <= set(entity)

@@ -25,6 +25,7 @@ from unigs.checkpoints import bundled_model_dir
 from unigs.conditions import encode_pixels
 from unigs.entities import Entities
 from unigs.palette import LocationAwarePalette
+from unigs.pipeline import UniGSPipeline
 from unigs.tasks import DEFAULT_SETTINGS
 
 SIZE = 64
@@ -43,6 +44,8 @@ class Known:
     def __init__(self, find: Callable[[np.ndarray, str | None, np.ndarray], np.ndarray]):
         self.find, self.calls = find, []
         self.vae = AutoencoderTiny.from_pretrained(bundled_model_dir() / "vae")
+
+    decoder_settings = UniGSPipeline.decoder_settings
 
     def defaults(self, task: Any) -> dict[str, float]:
         return DEFAULT_SETTINGS[task]
@@ -114,6 +117,9 @@ def test_the_decoder_can_be_another():
     assert squared["entities found"] == squared["entities true"] and squared["mIoU"] > 0.95
     large = values(measure_entity(Model(pipeline, min_area=100, criterion="mean_squared"), RECORDS, background=True))
     assert large["entities found"] == pytest.approx(squared["entities true"] - 1 / 3)  # all but the one of 9 x 9
+    measure_entity(Model(pipeline, delta=5.0, use_palette=True), RECORDS, background=True)
+    asked = pipeline.calls[-1]
+    assert (asked["delta"], asked["min_area"], asked["use_palette"]) == (5.0, None, True)
 
 
 def test_background_is_an_entity_of_scenes_and_void_elsewhere():

@@ -1,12 +1,44 @@
 import numpy as np
 import pytest
 
-from training.datasets.scenes import HELD_OUT_KINDS, KINDS, PLACES, Scenes, Shadow, SpriteLibrary, fetch_sprites
+from training.datasets.scenes import (
+    HELD_OUT_KINDS,
+    HELD_OUT_SPRITES,
+    KINDS,
+    LIKE_HELD_OUT,
+    OTHER_SPRITES,
+    PLACES,
+    Scenes,
+    Shadow,
+    SpriteLibrary,
+    fetch_sprites,
+    things,
+)
 
 
 def test_the_split_by_identity_is_disjoint():
     assert not set(KINDS) & set(HELD_OUT_KINDS)
-    assert not set(KINDS.values()) & set(HELD_OUT_KINDS.values())
+    assert set(OTHER_SPRITES) | set(HELD_OUT_SPRITES) <= set(KINDS)
+    tables = [set(table.values()) for table in (KINDS, OTHER_SPRITES, HELD_OUT_KINDS, HELD_OUT_SPRITES)]
+    assert len(set().union(*tables)) == sum(map(len, tables))
+
+
+def test_things_are_named_by_unicode_and_hold_nothing_that_is_held_out(tmp_path):
+    held_out = {*HELD_OUT_KINDS.values(), *HELD_OUT_SPRITES.values(), *LIKE_HELD_OUT}
+    for code in (*held_out, "1f32d", "1f980", "1f600"):  # hot dog, crab; a face is no thing
+        (tmp_path / f"{code}.webp").touch()
+    assert things(tmp_path) == {"hot dog": "1f32d", "crab": "1f980"}
+
+
+def test_many_objects_are_smaller(sprites):
+    few, many = (Scenes(SpriteLibrary(sprites, KINDS), 64, "train", count) for count in (3, 6))
+    sizes = {3: [], 6: []}
+    for index in range(60):
+        for scenes in (few, many):
+            record = scenes[index]
+            if len(record.labels) == scenes.max_objects:
+                sizes[scenes.max_objects] += record.masks.sum((1, 2)).tolist()
+    assert 0.3 < np.mean(sizes[6]) / np.mean(sizes[3]) < 0.7
 
 
 def test_a_scene_is_a_function_of_split_and_index(scenes, sprites):

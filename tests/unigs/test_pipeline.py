@@ -48,7 +48,7 @@ def test_bundled_checkpoint(pipe):
     assert pipe.dtype == torch.float32
     assert pipe.default_size == 128
     assert pipe.palette == unigs.LocationAwarePalette(5, order="smooth")
-    settings = {"num_inference_steps", "guidance_scale", "delta", "min_share"}
+    settings = {"num_inference_steps", "guidance_scale", "delta", "min_share", "use_palette"}
     assert all(set(pipe.defaults(task)) == settings for task in Task)
     files = [path for path in bundled_model_dir().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
@@ -67,14 +67,14 @@ def test_shapes_ranges_and_entities(pipe, task):
     if task == "entity":
         assert entities.labels.min() > 0  # the background is an entity too
     colormap = (out.colormaps[0] * 255).round().byte().permute(1, 2, 0).numpy()
-    radius = pipe.palette.background_radius
     own = pipe.defaults(task)
     again = unigs.decode_colormap(
         colormap,
         keep_background=Task(task).spec.keep_background,
         delta=own["delta"],
         min_area=round(own["min_share"] * SIZE * SIZE),
-        background_radius=radius,
+        palette=pipe.palette if own["use_palette"] else None,
+        background_radius=pipe.palette.background_radius,
     )
     assert np.array_equal(entities.labels, again.labels)
 
@@ -96,18 +96,25 @@ def test_settings_of_the_decoder(monkeypatch):
     """They are the checkpoint's for the task, if the call does not say; min_share is a share of any size."""
     pipe = UniGSPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
-    own = {task.value: {"delta": 12.0, "min_share": 0.25} for task in Task}
+    own = {task.value: {"delta": 12.0, "min_share": 0.25, "use_palette": task is Task.ENTITY} for task in Task}
     pipe.register_to_config(task_defaults=own)
     seen = []
     decode = pipeline.decode_colormaps
-    monkeypatch.setattr(
-        pipeline, "decode_colormaps", lambda *given, **more: seen.append(given) or decode(*given, **more)
-    )
+    monkeypatch.setattr(pipeline, "decode_colormaps", lambda maps, **given: seen.append(given) or decode(maps, **given))
     (entities,) = run(pipe, "entity").entities
     assert entities.areas.min() >= SIZE * SIZE / 4 or len(entities) == 1
     run(pipe, "entity", image=PICTURE.resize((32, 16)), delta=20.0)
     run(pipe, "referring", min_area=0)
-    assert [given[1:] for given in seen] == [(True, 12.0, SIZE * SIZE // 4), (True, 20.0, 128), (False, 12.0, 0)]
+    run(pipe, "referring", min_area=0, use_palette=True)
+    run(pipe, "entity", use_palette=False)
+    names = ("keep_background", "delta", "min_area", "palette")
+    assert [tuple(given[name] for name in names) for given in seen] == [
+        (True, 12.0, SIZE * SIZE // 4, pipe.palette),
+        (True, 20.0, 128, pipe.palette),
+        (False, 12.0, 0, None),
+        (False, 12.0, 0, pipe.palette),
+        (True, 12.0, SIZE * SIZE // 4, None),
+    ]
 
 
 def test_pixels_outside_the_hole_stay_bit_identical(pipe):

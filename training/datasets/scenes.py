@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from training.datasets import Record
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 SPRITE_FOLDER = Path("data/fluent-emoji-3d")
 
-# noun -> code point of its sprite. The two tables are the split by object identity: held-out kinds are never trained.
+# noun -> code point of its sprite. What is held out is never trained on: kinds, and other pictures of kinds.
 KINDS = {
     "dog": "1f436", "cat": "1f431", "frog": "1f438", "fish": "1f420", "duck": "1f986", "penguin": "1f427",
     "apple": "1f34e", "banana": "1f34c", "strawberry": "1f353", "burger": "1f354", "pizza": "1f355", "cake": "1f382",
@@ -32,6 +33,21 @@ HELD_OUT_KINDS = {
     "pig": "1f437", "butterfly": "1f98b", "turtle": "1f422", "pineapple": "1f34d", "donut": "1f369", "bus": "1f68c",
     "rose": "1f339", "hat": "1f3a9", "crown": "1f451", "lion": "1f981", "clock": "23f0", "teapot": "1fad6",
 }  # fmt: skip
+OTHER_SPRITES = {
+    "dog": "1f415", "cat": "1f408", "fish": "1f41f", "apple": "1f34f", "cake": "1f370", "car": "1f699",
+    "house": "1f3e1", "tree": "1f332", "ball": "1f3c0",
+}  # fmt: skip
+HELD_OUT_SPRITES = {
+    "dog": "1f429", "cat": "1f63a", "fish": "1f421", "car": "1f698", "tree": "1f384", "ball": "1f3d0",
+}  # fmt: skip
+# Food, animals, vehicles and more, first and last code point of each stretch: for the entity task, which reads no names
+THINGS = (
+    (0x1F32D, 0x1F37F), (0x1F3A0, 0x1F3C1), (0x1F3C5, 0x1F3F0), (0x1F3F8, 0x1F43E), (0x1F453, 0x1F462),
+    (0x1F488, 0x1F4A3), (0x1F4B0, 0x1F4FF), (0x1F680, 0x1F6A4), (0x1F6B2, 0x1F6B2), (0x1F6F4, 0x1F6FC),
+    (0x1F950, 0x1F96F), (0x1F97B, 0x1F9AD), (0x1F9C0, 0x1F9CB), (0x1F9E3, 0x1F9FF), (0x1FA70, 0x1FAFF),
+)  # fmt: skip
+# Of these stretches, what looks like a kind that is held out: pigs, buses, a rose, a bagel, a compass.
+LIKE_HELD_OUT = {"1f416", "1f417", "1f43d", "1f68d", "1f68e", "1f690", "1f940", "1f96f", "1f9ed"}
 
 # place -> (colour of the sky, colour of the ground), RGB
 HORIZONS = {
@@ -59,6 +75,14 @@ MAX_TILT = 12.0  # degrees
 TWO_OF_A_KIND = 0.1  # share of the scenes of two objects or more in which the first two have one name
 SHADOWS = 0.3  # share of the scenes in which objects cast a shadow
 MIN_VISIBLE = 0.6  # share of an object's pixels that later objects must leave uncovered
+
+
+def things(folder: Path | str) -> dict[str, str]:
+    """Unicode's name -> code point of all sprites of `THINGS` in the folder, but nothing that is held out."""
+    held_out = {*HELD_OUT_KINDS.values(), *HELD_OUT_SPRITES.values(), *LIKE_HELD_OUT}
+    codes = (code for first, last in THINGS for code in range(first, last + 1))
+    found = {unicodedata.name(chr(code), ""): f"{code:x}" for code in codes if f"{code:x}" not in held_out}
+    return {name.lower(): code for name, code in found.items() if name and (Path(folder) / f"{code}.webp").is_file()}
 
 
 class SpriteLibrary:
@@ -99,7 +123,7 @@ class Scenes:
         size: side of the square picture in pixels.
         split: "train" or "heldout"; the two never share a seed.
         max_objects: 1 to this many objects a scene, each of another kind; in a tenth of the scenes the first two are of
-            one kind.
+            one kind. Of more than three each is smaller.
         length: how many of them make an epoch; there is no end of them.
     """
 
@@ -199,7 +223,7 @@ class Shadow:
 
 def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The sprite somewhere on an empty canvas: premultiplied colour (H, W, 3) in 0-255, alpha (H, W) in [0, 1]."""
-    longest = size * rng.uniform(0.32, 0.56) * (1.2 if count == 1 else 1.0)
+    longest = size * rng.uniform(0.32, 0.56) * (1.2 if count == 1 else min(1.0, 3 / count) ** 0.5)
     scale = longest / max(sprite.size)
     small = sprite.resize(
         (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.BILINEAR
