@@ -173,6 +173,20 @@ def test_masks_there_and_back(server, graph, shown):
     assert np.array_equal(found, given[order])
 
 
+def test_colours_near_one_of_the_palette_are_one_entity_if_asked(server, graph, upload):
+    """Two shades of the red of the default palette, which are two entities to whoever does not know it."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[8:28, 8:56], pixels[36:56, 8:56] = (255, 0, 0), (232, 24, 24)
+    image = graph.add("LoadImage", image=upload("shades.png", pixels))
+    counts = {}
+    for use_palette in (False, True):
+        settings = {"delta": 5.0, "min_area": 0, "keep_background": False, "use_palette": use_palette}
+        decoded = graph.add("UniGSDichotomyDecode", colormap=image, **settings)
+        counts[use_palette] = graph.add("PreviewAny", source=graph.output(decoded, 3))[0]
+    done = server.client.run(graph.prompt)
+    assert {key: done.outputs[node]["text"] for key, node in counts.items()} == {False: ["2"], True: ["1"]}
+
+
 def test_a_box_outside_the_picture(server, graph):
     graph.add("MaskPreview", mask=box_mask(graph, 128, 96, "500,500,600,600"))
     assert "outside the picture" in str(failure(server, graph))
