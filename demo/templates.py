@@ -10,15 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unigs.checkpoints import bundled_model_dir
+
 from .canvas import Canvas, Node, Output
 from .client import ComfyUIError
 from .comfyui import REPO, ComfyUI
 from .workflows import WORKFLOWS
 
 SUBGRAPHS = REPO / "subgraphs"
-# What the bundled checkpoint recommends for the decoder: in smaller entities, in pixels, it is not to be trusted; and
-# where it paints, go by its palette.
-DELTA, SMALLEST_ENTITY = 16.0, 320
+# What the bundled checkpoint says of its own: among others, how to decode what it paints.
+BUNDLED = json.loads((bundled_model_dir() / "model_index.json").read_text(encoding="utf-8"))
 SMALL_MODEL = (
     "The bundled model is small and knows 128 x 128 scenes of emoji. For other pictures put a larger checkpoint into "
     "`models/unigs`."
@@ -37,14 +38,15 @@ class Pieces(Canvas):
         return self.add("LoadImage", title, image=file)
 
     def decode(self, sampled: Node, model: Output, keep_background: bool = False) -> Node:
+        own = BUNDLED["task_defaults"][sampled.given["task"]]
         return self.add(
             "UniGSDichotomyDecode",
             colormap=sampled["colormap"],
             model=model,
-            delta=DELTA,
-            min_area=SMALLEST_ENTITY,
+            delta=own["delta"],
+            min_area=round(own["min_share"] * BUNDLED["default_size"] ** 2),
             keep_background=keep_background,
-            use_palette=sampled.given["task"] in ("inpainting", "synthesis"),
+            use_palette=own["use_palette"],
         )
 
     def show(self, title: str, image: Output) -> Node:

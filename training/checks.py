@@ -54,7 +54,7 @@ def check_settings(config: TrainConfig) -> None:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
     shares = {
         name: getattr(config, name)
-        for name in ("conditioning_dropout_prob", "last_timestep_share", "lr_cooldown", "ema_decay")
+        for name in ("conditioning_dropout_prob", "last_timestep_share", "lr_cooldown", "ema_decay", "start_share")
     }
     shares |= {f"data.{name}": getattr(config.data, name) for name in ("min_share", "negatives", "words_only")}
     for name, value in shares.items():
@@ -74,6 +74,10 @@ def check_settings(config: TrainConfig) -> None:
                 f"task_defaults.{task}: num_inference_steps must be at least 1, delta above 0 and min_share in [0, 1), "
                 f"got {own.num_inference_steps}, {own.delta}, {own.min_share}"
             )
+    if config.start_share and config.pretrained_model_name_or_path is None:
+        raise ValueError(
+            f"start_share = {config.start_share} needs pretrained_model_name_or_path: the weights to share"
+        )
     for task, ratio in config.task_ratios.items():
         if not ratio > 0:
             raise ValueError(f"task_ratios.{task} must be above 0, got {ratio}: leave the task out of tasks instead")

@@ -144,6 +144,7 @@ def model_card(
         + ("zero" if scheduler["rescale_betas_zero_snr"] else "as in Stable Diffusion"),
         "precision": config.mixed_precision,
         "averaged weights": f"decay {config.ema_decay}" if config.use_ema else "no",
+        "share of the weights to start from": f"{config.start_share:g}",
         "seed": str(config.seed),
         "time": f"{seconds / 3600:.2f} hours on {accelerator.num_processes} x {device}",
         "software": ", ".join(

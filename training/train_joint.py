@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # 3. Resume
         step: int = state.get("step", 0)
+        began_with = [value.detach().clone() for value in trained] if config.start_share else []
         if folder is not None:
             accelerator.load_state(str(folder))
             accelerator.step = 0  # checkpoints lie between updates, however many batches make one now
@@ -249,6 +250,9 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("stopped at step %d of %d: the same command goes on from there", step, steps)
     else:
         with averaged(ema, trained):
+            if began_with:
+                for value, first in zip(trained, began_with, strict=True):
+                    value.data.lerp_(first, config.start_share)
             export(accelerator, pipeline, model, config, step, examples_done, time.monotonic() - started, journal)
         logger.info("done: %s", out / "pipeline")
     accelerator.end_training()

@@ -98,6 +98,7 @@ def test_no_file(tmp_path):
         (["--train-text-encoder", "--rank", "4", "--pretrained-model-name-or-path", "x", "--optimizer", "adamw"],
          "train_text_encoder trains all of its weights, rank only adapters"),
         (["--pretrained-model-name-or-path", "nowhere.safetensors", "--optimizer", "adamw"], "nowhere.safetensors"),
+        (["--start-share", "0.5"], "start_share = 0.5 needs pretrained_model_name_or_path"),
         (["--resume-from-checkpoint", "nowhere"], "resume_from_checkpoint: nowhere is not a checkpoint"),
         (["--palette.grid", "50"], "50"),
         (["--adam-beta1", "1.5"], "adam_beta1 must lie in [0, 1), got 1.5"),

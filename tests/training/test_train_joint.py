@@ -324,6 +324,17 @@ def test_a_small_unigs_goes_on_with_its_text_encoder_and_muon(run, sprites, tmp_
     assert pipe.palette == before.palette and pipe.defaults("entity") == before.defaults("entity")
     assert "all weights of the UNet and of the text encoder" in (tmp_path / "pipeline" / "README.md").read_text()
 
+    AcceleratorState._reset_state(reset_partial_state=True)
+    share = ["--start-share", "0.25"]  # the run is over: this exports it again
+    train_joint.main([*settings, *more, *share, "--output-dir", str(tmp_path), "--max-train-steps", "2"])
+    mixed = UniGSPipeline.from_pretrained(tmp_path / "pipeline")
+    for part in ("unet", "text_encoder"):
+        weights, end, old = (getattr(one, part).state_dict() for one in (mixed, pipe, before))
+        for name, value in weights.items():
+            if value.is_floating_point():  # fp16 in the files
+                assert torch.allclose(value, 0.75 * end[name] + 0.25 * old[name], atol=2e-3), name
+        assert any(not torch.equal(weights[name], end[name]) for name in weights)
+
 
 @pytest.mark.parametrize(
     "more",
