@@ -21,9 +21,8 @@ logger = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4
 RELAXATIONS = 8  # on each size, where a picture is continued into a hole
-KNOWN_WEIGHT = (
-    8.0  # a known neighbour counts as so many in the hole: no step where the hole begins, small ones after it
-)
+# There a known neighbour counts as so many in the hole: a small step where the hole begins, and small ones after it.
+KNOWN_WEIGHT = 8.0
 HOLE_VALUE = 0.5  # grey: 0 at the VAE, as Stable Diffusion inpainting fills its holes
 
 
