@@ -142,7 +142,8 @@ def demo(options: argparse.Namespace) -> None:
         if task is Task.SYNTHESIS:  # the layout of the example picture, as the model itself sees it
             found = _call(pipe, Task.ENTITY, options, image=picture)
             how = pipe.decoder_settings(Task.ENTITY, picture.width * picture.height, options.delta, options.min_area)
-            things = decode_colormap(found.colormap, **how | {"keep_background": False})
+            how["keep_background"] = False
+            things = decode_colormap(found.colormap, **how)
             where = Image.fromarray(pipe.palette.encode(things.masks))
             inputs = {"colormap": where}
         elif boxes:

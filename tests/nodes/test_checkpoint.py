@@ -141,5 +141,11 @@ def test_a_checkpoint_that_says_little_gets_the_defaults(checkpoint, checkpoints
     silent = checkpoints.Checkpoint(Path("a folder/a name.safetensors"), checkpoints.Kind.UNIGS, None, said, {}, {}, {})
     found = checkpoint.Settings.of(silent, 64)
     settings = {task.value: own for task, own in found.task_defaults.items()}
-    assert settings["entity"] == {"num_inference_steps": 50, "guidance_scale": 3.0, "delta": 10.0, "min_share": 0.0}
+    assert settings["entity"] == {
+        "num_inference_steps": 50,
+        "guidance_scale": 3.0,
+        "delta": 10.0,
+        "min_share": 0.0,
+        "use_palette": False,
+    }
     assert settings["inpainting"]["guidance_scale"] == 7.5 and found.palette.grid == 11 and found.name == "a name"
