@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unigs.checkpoints import bundled_model_dir
+from unigs.checkpoints import bundled_model_dir, open_checkpoint
 
 from .canvas import Canvas, Node, Output
 from .client import ComfyUIError
@@ -19,7 +19,7 @@ from .workflows import WORKFLOWS
 
 SUBGRAPHS = REPO / "subgraphs"
 # What the bundled checkpoint says of its own: among others, how to decode what it paints.
-BUNDLED = json.loads((bundled_model_dir() / "model_index.json").read_text(encoding="utf-8"))
+BUNDLED = open_checkpoint(bundled_model_dir()).settings
 SMALL_MODEL = (
     "The bundled model is small and knows 128 x 128 scenes of emoji. For other pictures put a larger checkpoint into "
     "`models/unigs`."

@@ -179,7 +179,7 @@ class TrainConfig:
     ema_decay: float = 0.9999
     start_share: float = 0.0
     """export weights of which this share is what the run began with (https://arxiv.org/abs/2109.01903): a model that
-    goes on with harder data forgets less of the old"""
+    goes on with harder data forgets less of the old. Validation grids are of the trained weights alone"""
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False

@@ -140,7 +140,7 @@ class Model:
             painted = _pixels(decoded[..., : images.shape[1], : images.shape[2]])
         entities = out.entities
         if self.criterion != "mean":
-            use_palette = True if self.criterion == "nearest" else self.use_palette
+            use_palette = self.criterion == "nearest" or self.use_palette
             settings = self.pipeline.decoder_settings(task, everything.size, self.delta, self.min_area, use_palette)
             entities = decode_colormaps(_pixels(out.colormaps), criterion=self.criterion, **settings)
         for row in zip(batch, images, painted, entities, strict=True):

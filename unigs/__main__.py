@@ -40,13 +40,12 @@ GALLERY = WORKFLOWS.parent / "docs" / "gallery"
 
 
 class Painted(NamedTuple):
-    """What the pipeline made of one picture, and the seconds it took."""
+    """What the pipeline made of one picture, the settings it was decoded with, and the seconds it took."""
 
     picture: Image.Image
     colormap: Image.Image
     entities: Entities
-    delta: float
-    palette: LocationAwarePalette | None
+    decoder: dict[str, Any]
     seconds: float
 
 
@@ -141,9 +140,7 @@ def demo(options: argparse.Namespace) -> None:
         options.prompt, where = prompt, None
         if task is Task.SYNTHESIS:  # the layout of the example picture, as the model itself sees it
             found = _call(pipe, Task.ENTITY, options, image=picture)
-            how = pipe.decoder_settings(Task.ENTITY, picture.width * picture.height, options.delta, options.min_area)
-            how["keep_background"] = False
-            things = decode_colormap(found.colormap, **how)
+            things = decode_colormap(found.colormap, **dict(found.decoder, keep_background=False))
             where = Image.fromarray(pipe.palette.encode(things.masks))
             inputs = {"colormap": where}
         elif boxes:
@@ -251,8 +248,9 @@ def _call(pipe: "UniGSPipeline", task: Task, options: argparse.Namespace, **inpu
     )
     picture, colormap = cast(Image.Image, result.images[0]), cast(Image.Image, result.colormaps[0])
     seconds = time.perf_counter() - start
-    how = pipe.decoder_settings(task, picture.width * picture.height, options.delta, use_palette=options.use_palette)
-    return Painted(picture, colormap, result.entities[0], how["delta"], how["palette"], seconds)
+    given = options.delta, options.min_area, options.use_palette
+    decoder = pipe.decoder_settings(task, picture.width * picture.height, *given)
+    return Painted(picture, colormap, result.entities[0], decoder, seconds)
 
 
 def _limit(options: argparse.Namespace, pipe: "UniGSPipeline") -> int:
@@ -326,7 +324,7 @@ def _save(
     _save_entities(options, name, painted.picture, "picture.png", painted.entities, facts, painted.seconds)
     pictures = {"picture": painted.picture, "colormap": painted.colormap, **given}
     if options.tree:
-        found = dichotomy(painted.colormap, painted.delta, palette=painted.palette)
+        found = dichotomy(painted.colormap, painted.decoder["delta"], palette=painted.decoder["palette"])
         pictures["tree"] = dichotomy_tree(painted.colormap, found=found, entities=painted.entities)
     for kind, image in pictures.items():
         if image is not None:

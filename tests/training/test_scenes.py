@@ -28,6 +28,8 @@ def test_things_are_named_by_unicode_and_hold_nothing_that_is_held_out(tmp_path)
     for code in (*held_out, "1f32d", "1f980", "1f600"):  # hot dog, crab; a face is no thing
         (tmp_path / f"{code}.webp").touch()
     assert things(tmp_path) == {"hot dog": "1f32d", "crab": "1f980"}
+    with pytest.raises(FileNotFoundError, match="no sprites of things in .*python -m training.datasets.scenes"):
+        things(tmp_path / "nowhere")
 
 
 def test_many_objects_are_smaller(sprites):

@@ -99,4 +99,4 @@ def test_a_shift_that_changes_along_the_border_is_continued_smoothly():
     mask = torch.zeros(1, 64, 64)
     mask[:, 10:50, 20:60] = 1
     pasted = paste_known(generated, generated + slope, mask)
-    assert torch.allclose(pasted, generated + slope, atol=0.02)
+    assert torch.allclose(pasted, generated + slope, atol=0.014)

@@ -21,6 +21,7 @@ from training.datasets import Record
 
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 SPRITE_FOLDER = Path("data/fluent-emoji-3d")
+HOW_TO_FETCH = "run `python -m training.datasets.scenes` once to fetch them"
 
 # noun -> code point of its sprite. What is held out is never trained on: kinds, and other pictures of kinds.
 KINDS = {
@@ -46,8 +47,8 @@ THINGS = (
     (0x1F488, 0x1F4A3), (0x1F4B0, 0x1F4FF), (0x1F680, 0x1F6A4), (0x1F6B2, 0x1F6B2), (0x1F6F4, 0x1F6FC),
     (0x1F950, 0x1F96F), (0x1F97B, 0x1F9AD), (0x1F9C0, 0x1F9CB), (0x1F9E3, 0x1F9FF), (0x1FA70, 0x1FAFF),
 )  # fmt: skip
-# Of these stretches, what looks like a kind that is held out: pigs, buses, a rose, a bagel, a compass.
-LIKE_HELD_OUT = {"1f416", "1f417", "1f43d", "1f68d", "1f68e", "1f690", "1f940", "1f96f", "1f9ed"}
+# Of these stretches, what looks like a kind that is held out: pigs, buses, a bagel, a compass.
+LIKE_HELD_OUT = {"1f416", "1f417", "1f43d", "1f68d", "1f68e", "1f690", "1f96f", "1f9ed"}
 
 # place -> (colour of the sky, colour of the ground), RGB
 HORIZONS = {
@@ -78,11 +79,22 @@ MIN_VISIBLE = 0.6  # share of an object's pixels that later objects must leave u
 
 
 def things(folder: Path | str) -> dict[str, str]:
-    """Unicode's name -> code point of all sprites of `THINGS` in the folder, but nothing that is held out."""
+    """Unicode's name -> code point of all sprites of `THINGS` in the folder, but nothing that is held out.
+
+    Raises FileNotFoundError if there is none.
+    """
     held_out = {*HELD_OUT_KINDS.values(), *HELD_OUT_SPRITES.values(), *LIKE_HELD_OUT}
     codes = (code for first, last in THINGS for code in range(first, last + 1))
     found = {unicodedata.name(chr(code), ""): f"{code:x}" for code in codes if f"{code:x}" not in held_out}
-    return {name.lower(): code for name, code in found.items() if name and (Path(folder) / f"{code}.webp").is_file()}
+    kinds = {name.lower(): code for name, code in found.items() if name and _sprite_file(folder, code)}
+    if not kinds:
+        raise FileNotFoundError(f"no sprites of things in {str(folder)!r}: {HOW_TO_FETCH}")
+    return kinds
+
+
+def _sprite_file(folder: Path | str, code: str) -> Path | None:
+    files = (Path(folder) / f"{code}{ending}" for ending in (".webp", ".png"))
+    return next((file for file in files if file.is_file()), None)
 
 
 class SpriteLibrary:
@@ -99,13 +111,10 @@ class SpriteLibrary:
     def __init__(self, folder: Path | str, kinds: dict[str, str]):
         self.sprites: dict[str, Image.Image] = {}
         for noun, code in kinds.items():
-            files = [path for path in (Path(folder) / f"{code}.webp", Path(folder) / f"{code}.png") if path.is_file()]
-            if not files:
-                raise FileNotFoundError(
-                    f"no sprite {code}.webp for {noun!r} in {str(folder)!r}: "
-                    "run `python -m training.datasets.scenes` once to fetch them"
-                )
-            with Image.open(files[0]) as sprite:
+            file = _sprite_file(folder, code)
+            if file is None:
+                raise FileNotFoundError(f"no sprite {code}.webp for {noun!r} in {str(folder)!r}: {HOW_TO_FETCH}")
+            with Image.open(file) as sprite:
                 trimmed = sprite.convert("RGBA")
             trimmed = trimmed.crop(trimmed.getchannel("A").getbbox())
             self.sprites[noun] = trimmed.convert("RGBa")  # premultiplied, so that resizing keeps edges clean
