@@ -10,7 +10,7 @@ same held-out scenes by `training.evaluate`:
 - decoder of squared distances: the joint model, whose colormaps are split while the mean *squared* distance is above
   delta. Nothing is trained.
 
-What is painted is looked at by the joint model, for all of them. A run that was stopped goes on when the same command
+What is painted is looked at by the bundled model, for all of them. A run that was stopped goes on when the same command
 is run again, and what is measured is not measured again. What follows `--` goes to every training run:
 
     python -m benchmarks.bench_ablation --steps 1000
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unigs.checkpoints import bundled_model_dir
 from unigs.tasks import Task
 
 
@@ -83,12 +84,11 @@ def training_command(name: str, options: argparse.Namespace) -> list[str]:
 def evaluation_command(name: str, options: argparse.Namespace) -> list[str]:
     """The arguments of `training.evaluate`."""
     variant = VARIANTS[name]
-    joint = folder_of("joint", options) / "pipeline"
-    pipeline = joint if variant.training is None else folder_of(name, options) / "pipeline"
+    pipeline = folder_of("joint" if variant.training is None else name, options) / "pipeline"
     command = [str(pipeline), "--count", str(options.count), "--output", str(measured_of(name, options).parent)]
     command += ["--tasks", *(task.value for task in variant.tasks), *variant.evaluation]
     paints = any(not task.spec.segments for task in variant.tasks)
-    return [*command, "--segmenter", str(joint)] if paints and pipeline != joint else command
+    return [*command, "--segmenter", str(bundled_model_dir())] if paints else command
 
 
 def folder_of(name: str, options: argparse.Namespace) -> Path:

@@ -37,7 +37,8 @@ NOTHING = 0.005  # share of a picture's pixels below which nothing was found
 
 
 def measure_entity(model: Model, records: Iterable[Record], background: bool) -> Measures:
-    """Entity segmentation: AP^e, class-agnostic PQ, mean IoU over the entities, F1 at IoU 0.5.
+    """Entity segmentation: AP^e, class-agnostic PQ, mean IoU over the entities (where there is stuff, of things and of
+    stuff too), F1 at IoU 0.5.
 
     Args:
         background: whether what is outside all entities of a record is an entity itself, as in composed scenes; else
@@ -51,7 +52,8 @@ def measure_entity(model: Model, records: Iterable[Record], background: bool) ->
             resize_nearest(answer.entities.labels, record.size), answer.entities.colors, answer.entities.scores
         )
         truth = _without_gaps(record.label_map)
-        objects = int(truth.max())
+        is_thing = record.is_thing[count_labels(record.label_map, len(record.labels))[1:] > 0]
+        objects = len(is_thing)
         if background:
             truth = _without_gaps(np.where(truth == 0, objects + 1, truth))
         count = int(truth.max())
@@ -59,13 +61,18 @@ def measure_entity(model: Model, records: Iterable[Record], background: bool) ->
         matched = best_matching(overlap)
         on_void = int((~(overlap > 0.5).any(1) & (void_share > 0.5)).sum())
         tally.add("mIoU", picture, matched[:objects].sum(), objects)
+        for name, kind in (("mIoU, things", is_thing), ("mIoU, stuff", ~is_thing)):
+            tally.add(name, picture, matched[:objects][kind].sum(), kind.sum())
         tally.add("F1@0.5", picture, 2 * int((matched >= 0.5).sum()), len(found) - on_void + count)
         tally.add("entities found", picture, len(found))
         tally.add("entities true", picture, count)
         add_panoptic(tally, picture, overlap, void_share)
         true_masks = truth == np.arange(1, count + 1)[:, None, None]
         ap.add(found.masks, found.scores, true_masks, truth == 0)
-    return ap.measures() | tally.measures()
+    measures = ap.measures() | tally.measures()
+    if "mIoU, stuff" not in measures:
+        measures.pop("mIoU, things", None)  # it is the mIoU
+    return measures
 
 
 def measure_referring(

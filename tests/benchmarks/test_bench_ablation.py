@@ -9,6 +9,7 @@ from benchmarks import bench_ablation
 from benchmarks.bench_ablation import VARIANTS, evaluation_command, parse, table, training_command
 from training.config import load_config, parse_settings
 from training.evaluate import EvaluateConfig
+from unigs.checkpoints import bundled_model_dir
 from unigs.tasks import Task
 
 
@@ -40,14 +41,14 @@ def test_a_run_differs_from_the_joint_one_in_what_it_is_about(name, options):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_all_are_looked_at_by_the_joint_model(name, options):
+def test_all_are_looked_at_by_the_bundled_model(name, options):
     config = parse_settings(EvaluateConfig, evaluation_command(name, options), "training.evaluate")
     joint = options.output / "7-steps" / "joint" / "pipeline"
     own = joint if name in ("joint", "squared") else joint.parent.parent / name / "pipeline"
     assert config.checkpoint == own and config.count == 3 and config.tasks == VARIANTS[name].tasks
     assert config.criterion == ("mean_squared" if name == "squared" else "mean")
     paints = {Task.INPAINTING, Task.SYNTHESIS} & set(config.tasks)
-    assert (config.segmenter or config.checkpoint) == joint or not paints
+    assert config.segmenter == (bundled_model_dir() if paints else None)
 
 
 def test_the_table_has_a_column_a_variant_and_says_what_is_not_there():

@@ -4,6 +4,7 @@ The sprites are Microsoft's Fluent Emoji (MIT licence) as packaged in `@lobehub/
 this project. `python -m training.datasets.scenes` fetches them with npm. The photographs come with scikit-image.
 """
 
+import copy
 import shutil
 import subprocess
 import tarfile
@@ -18,6 +19,7 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from training.datasets import Record
+from unigs.tasks import Task
 
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 SPRITE_FOLDER = Path("data/fluent-emoji-3d")
@@ -58,6 +60,7 @@ HORIZONS = {
     "on water": ((245, 190, 150), (60, 110, 170)),
     "at night": ((25, 28, 70), (50, 60, 65)),
 }
+STUFF = ["sky", "ground"]
 WALL = "at a wall"
 PHOTOGRAPH = ""  # prompts have no words for it
 PLACES = [*HORIZONS, WALL, PHOTOGRAPH]
@@ -134,6 +137,7 @@ class Scenes:
         max_objects: 1 to this many objects a scene, each of another kind; in a tenth of the scenes the first two are of
             one kind. Of more than three each is smaller.
         length: how many of them make an epoch; there is no end of them.
+        stuff: whether the sky and the ground of a horizon are entities too.
     """
 
     SPLITS = {"train": 0, "heldout": 1}
@@ -146,11 +150,18 @@ class Scenes:
         split: str = "train",
         max_objects: int = 3,
         length: int = 10_000,
+        stuff: bool = False,
     ):
         if split not in self.SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {list(self.SPLITS)}")
         self.library, self.size, self.split, self.max_objects = library, size, split, max_objects
-        self.length = length
+        self.length, self.stuff = length, stuff
+
+    def for_task(self, task: Task) -> "Scenes":
+        """These scenes as a task sees them: entity segmentation knows stuff, the others have words for it."""
+        scenes = copy.copy(self)
+        scenes.stuff = task is Task.ENTITY
+        return scenes
 
     def __len__(self) -> int:
         return self.length
@@ -176,7 +187,7 @@ class Scenes:
     ) -> Record | None:
         size = self.size
         place = PLACES[rng.integers(len(PLACES))]
-        canvas = _background(rng, size, place)
+        canvas, horizon = _background(rng, size, place)
         count = int(rng.integers(1, self.max_objects + 1))
         nouns = [self.library.nouns[i] for i in rng.permutation(len(self.library.nouns))[:count]]
         if two_of_a_kind:
@@ -195,7 +206,11 @@ class Scenes:
             return None
         contrast, brightness = rng.uniform(0.85, 1.15), rng.uniform(-15, 15)
         image = np.clip((canvas - 128) * contrast + 128 + brightness, 0, 255).astype(np.uint8)
-        return Record.from_arrays(image, masks, nouns, place=place, key=key)
+        if self.stuff and horizon is not None:
+            below = np.repeat(np.arange(size)[:, None] >= horizon, size, axis=1)
+            masks = np.concatenate([masks, np.stack([~below, below]) & ~masks.any(0)])
+            nouns = [*nouns, *STUFF]
+        return Record.from_arrays(image, masks, nouns, np.arange(len(nouns)) < count, place, key=key)
 
 
 @dataclass(frozen=True)
@@ -248,10 +263,11 @@ def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int)
     return canvas[..., :3], canvas[..., 3] / 255
 
 
-def _background(rng: np.random.Generator, size: int, place: str) -> np.ndarray:
-    """(H, W, 3) float32 in 0-255."""
+def _background(rng: np.random.Generator, size: int, place: str) -> tuple[np.ndarray, float | None]:
+    """(H, W, 3) float32 in 0-255, and the height of the horizon in pixels, if it has one."""
     if place == PHOTOGRAPH:
-        return _photograph(rng, size)
+        return _photograph(rng, size), None
+    horizon = None
     if place == WALL:
         base = rng.uniform(90, 240, 3) * np.ones((size, size, 1))
     else:
@@ -262,7 +278,7 @@ def _background(rng: np.random.Generator, size: int, place: str) -> np.ndarray:
         base = np.where(rows < horizon, sky, ground) * shade * np.ones((1, size, 1))
     coarse = Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     texture = (np.asarray(coarse.filter(ImageFilter.GaussianBlur(2)), np.float32) - 127) / 127
-    return (base + rng.uniform(2, 10) * texture[..., None]).astype(np.float32)
+    return (base + rng.uniform(2, 10) * texture[..., None]).astype(np.float32), horizon
 
 
 def _photograph(rng: np.random.Generator, size: int) -> np.ndarray:
