@@ -317,7 +317,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
 
     # 2. Split the colours inside regions, as a weighted histogram.
     bins, weights, sums = regions.histogram()
-    smallest = max(FEWEST_PLACES, int(len(regions.grid) * SMALLEST_SHARE))
+    smallest = max(FEWEST_PLACES, int(len(regions.grid_bins) * SMALLEST_SHARE))
     leaf, tree = divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
 
     # 3. Share out the pixels between regions, without the leaves that are mixtures along a border: thin lines, whose
@@ -360,7 +360,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
         cluster = _merge(borders, flat_borders, centers, delta, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     leaves = labels - labels.dtype.type(1)
-    clusters = cluster.take(leaves.ravel().take(regions.grid))
+    clusters = cluster.take(regions.on_grid(leaves))
     sureness = _sureness_of_grid(regions, bins, sums / weights[:, None], clusters, centers)
     return Dichotomy(leaves, pixel_counts, tree, cluster, centers, sureness, delta)
 

@@ -49,30 +49,30 @@ class Regions:
     inside: np.ndarray
     bins: np.ndarray
 
-    @cached_property
-    def grid(self) -> np.ndarray:
-        """(G,) int64, the pixels that are counted: the same ones in a flipped or turned picture."""
+    def on_grid(self, values: np.ndarray) -> np.ndarray:
+        """(..., G), of values (..., H, W) those of the pixels that are counted: the same ones in a flipped or turned
+        picture."""
         height, width = self.inside.shape
         step = max(1, round((height * width / PLACES) ** 0.5))
-        return (_every(height, step)[:, None] * width + _every(width, step)).ravel()
+        return _every(values, step).reshape(*values.shape[:-2], -1)
 
     @cached_property
     def grid_bins(self) -> np.ndarray:
         """(G,) int64, the bin of each pixel of the grid."""
-        return self.bins.ravel().take(self.grid).astype(np.intp)
+        return self.on_grid(self.bins).astype(np.intp)
 
     def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the grid inside regions, or all of it if nothing is inside.
 
         Returns the K bins in use (K,), the number of places in each (K,) and the sums of their colours (K, 3) float64.
         """
-        inside = self.inside.ravel().take(self.grid)
+        inside = self.on_grid(self.inside)
         if not inside.any():
             inside[:] = True
-        places, code = self.grid.compress(inside), self.grid_bins.compress(inside)
+        code = self.grid_bins.compress(inside)
         count = np.bincount(code, minlength=BIN_COUNT)
         used = np.flatnonzero(count)
-        planes = self.smooth.reshape(3, -1).take(places, axis=1)
+        planes = self.on_grid(self.smooth).compress(inside, axis=1)
         sums = [np.bincount(code, plane, BIN_COUNT).take(used) for plane in planes]
         return used, count.take(used), np.stack(sums, axis=1)
 
@@ -261,9 +261,8 @@ def noise_of(planes: np.ndarray, lag: int) -> float:
         height, width = planes.shape[1] - down, planes.shape[2] - right
         if height < 1 or width < 1:
             continue
-        rows, columns = _every(height, step), _every(width, step)
-        a = planes[:, rows].take(columns, axis=2)
-        b = planes[:, rows + down].take(columns + right, axis=2)
+        a = _every(planes[:, :height, :width], step)
+        b = _every(planes[:, down:, right:], step)
         low, high = np.minimum(a, b), np.maximum(a, b)
         kind = (low > 16) & (high < 239)
         code = kind.astype(np.uint16)
@@ -302,11 +301,16 @@ def _soften(planes: np.ndarray, radius: int) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def _every(length: int, step: int) -> np.ndarray:
-    """Every step-th number below length, counted from both ends, so that there is no first and last."""
-    low = np.arange(0, (length + 1) // 2, step)
-    high = length - 1 - low[::-1]
-    return np.concatenate([low, high[int(low[-1] == high[0]) :]])
+def _every(values: np.ndarray, step: int) -> np.ndarray:
+    """Every step-th row and column of (..., H, W), counted from both ends, so that there is no first and last."""
+
+    def parts(length: int) -> tuple[slice, slice]:
+        last = ((length + 1) // 2 - 1) // step * step  # of the first half
+        first = length - 1 - last
+        return slice(0, last + 1, step), slice(first + step * (first == last), length, step)
+
+    columns = np.concatenate([values[..., part] for part in parts(values.shape[-1])], axis=-1)
+    return np.concatenate([columns[..., part, :] for part in parts(values.shape[-2])], axis=-2)
 
 
 def _windows(planes: np.ndarray, length: int, combine: np.ufunc) -> np.ndarray:

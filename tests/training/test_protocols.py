@@ -131,6 +131,15 @@ def test_background_is_an_entity_of_scenes_and_void_elsewhere():
     assert without["mIoU"] == 1 and without["RQ"] == without["F1@0.5"] == pytest.approx(5 / (5 + 3 / 2))
 
 
+def test_things_and_stuff_are_told_apart_where_there_is_both():
+    boxes = (0, 0, 20, 30), (30, 30, 60, 60)
+    records = [record(*boxes, is_thing=np.array([True, False])), record(*boxes[:1])]
+    only_first = Model(Known(lambda pixels, *_: (by_grey(pixels) == 1).astype(int)))
+    found = values(measure_entity(only_first, records, background=False))
+    assert found["mIoU"] == pytest.approx(2 / 3) and found["mIoU, things"] == 1 and found["mIoU, stuff"] == 0
+    assert "mIoU, things" not in values(measure_entity(only_first, records[1:], background=False))
+
+
 def test_an_entity_that_is_half_found_by_hand():
     def half(pixels: np.ndarray, *_: Any) -> np.ndarray:
         labels = by_grey(pixels)

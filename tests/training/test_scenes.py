@@ -4,6 +4,7 @@ import pytest
 from training.datasets.scenes import (
     HELD_OUT_KINDS,
     HELD_OUT_SPRITES,
+    HORIZONS,
     KINDS,
     LIKE_HELD_OUT,
     OTHER_SPRITES,
@@ -14,6 +15,7 @@ from training.datasets.scenes import (
     fetch_sprites,
     things,
 )
+from unigs.tasks import Task
 
 
 def test_the_split_by_identity_is_disjoint():
@@ -64,6 +66,27 @@ def test_masks_are_exact_and_named(scenes):
         repeated += record.labels[:1] == record.labels[1:2]
         assert record.place in PLACES and record.key == f"scenes/train/{index}"
     assert counts == {1, 2, 3} and 0 < repeated < 10
+
+
+def test_sky_and_ground_are_entities_of_the_entity_task_only(scenes):
+    with_stuff, horizons = scenes.for_task(Task.ENTITY), 0
+    for index in range(20):
+        record, without = with_stuff[index], scenes[index]
+        objects = len(without.labels)
+        assert np.array_equal(record.image, without.image) and without.is_thing.all()
+        assert np.array_equal(record.masks[:objects], without.masks)
+        for task in set(Task) - {Task.ENTITY}:
+            assert scenes.for_task(task)[index].labels == without.labels
+        if record.place not in HORIZONS:
+            assert record.labels == without.labels
+            continue
+        horizons += 1
+        assert record.labels[objects:] == ["sky", "ground"]
+        assert record.is_thing.tolist() == [True] * objects + [False, False]
+        assert (record.masks.sum(0) == 1).all()  # nothing is left over
+        sky, ground = record.masks[objects:]
+        assert np.nonzero(sky)[0].max() < np.nonzero(ground)[0].min()
+    assert horizons > 8
 
 
 def test_a_shadow_lies_beside_its_object():
