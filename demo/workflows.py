@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unigs.__main__ import EXAMPLES
+
 from .client import Prompt
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 INPUTS = WORKFLOWS / "inputs"
 _WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 # What `make demo` runs; the other workflows are made of these.
-TASKS = ["entity_segmentation", "multi_region_inpainting", "referring_segmentation", "synthesis"]
+TASKS = EXAMPLES
 # Nodes of the frontend alone: the server never hears of them.
 _NOTES = {"Note", "MarkdownNote"}
 

@@ -37,9 +37,12 @@ FEWEST_COMPACT, COMPACT_SHARE = 1, 0.05
 # A cluster in which fewer have is a ring along a border, if more than this share of its own border runs along each of
 # two others and its colour is no further from a mixture of theirs than this (RGB).
 RING_COMPACTNESS, RING_SIDE, RING_DISTANCE = 0.3, 0.1, 25.0
-# Clusters are one if their centres are nearer than this (RGB + Lab), and nearer than 2 delta or more than half of their
-# common border runs where the picture is flat.
-MERGE_DISTANCE = 30.0
+# Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
+# Clusters are one if their centres are nearer than this, and nearer than 2 delta or more than half of their common
+# border runs where the picture is flat.
+FAR = 30.0
+# More than so many standard deviations of the noise is far, if that is more.
+NOISE_TO_FAR = 4.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ def decode_colormap(
         keep_background: whether background is an entity too (entity segmentation); else it is label 0.
         delta: a cluster is split while the mean distance of its colours to their centre is larger than this, in the
             6-D space of RGB (0-255) and CIE Lab. Raised where the map's own noise is larger; and on a map that is not
-            flat, clusters nearer than 30 to each other stay one where no edge is seen between them.
+            flat, clusters nearer than 30 (or 4.5 deviations of the noise) stay one where no edge is seen between them.
         min_area: entities of fewer pixels go to what surrounds them.
         criterion: what is compared with delta: "mean", the mean distance; "mean_squared", the mean squared distance;
             "nearest" splits nothing and takes the nearest colour of the palette instead.
@@ -296,11 +299,11 @@ def _flat_colors(pixels: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _plain(
-    colors: np.ndarray, index: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None, lost: float
+    colors: np.ndarray, index: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None, far: float
 ) -> Dichotomy:
     """The dichotomy of K colours (K, 3), `index` (H, W) telling the colour of each pixel."""
     weights = np.bincount(index.ravel())
-    leaf, tree = divide(colors, weights, delta, criterion, paints, smallest=1, lost=lost)
+    leaf, tree = divide(colors, weights, delta, criterion, paints, smallest=1, far=far)
     centers, areas = _centers(leaf, colors * weights[:, None], weights)
     cluster = np.arange(len(centers)) if paints is None else one_paint(centers, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
@@ -311,14 +314,15 @@ def _plain(
 
 def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.ndarray | None) -> Dichotomy:
     """The dichotomy of what lies inside the regions of a noisy map."""
-    # 1. Smooth the noise away; let delta follow what is left.
+    # 1. Smooth the noise away; let delta, and what is far, follow what is left.
     regions = find_regions(pixels)
-    delta = max(delta, NOISE_TO_DELTA * min(regions.noise, MOST_NOISE))
+    noise = min(regions.noise, MOST_NOISE)
+    delta, far = max(delta, NOISE_TO_DELTA * noise), max(FAR, NOISE_TO_FAR * noise)
 
     # 2. Split the colours inside regions, as a weighted histogram.
     bins, weights, sums = regions.histogram()
     smallest = max(FEWEST_PLACES, int(len(regions.grid_bins) * SMALLEST_SHARE))
-    leaf, tree = divide(sums / weights[:, None], weights, delta, criterion, paints, smallest)
+    leaf, tree = divide(sums / weights[:, None], weights, delta, criterion, paints, smallest, far)
 
     # 3. Share out the pixels between regions, without the leaves that are mixtures along a border: thin lines, whose
     #    pixels have few like neighbours, and rings of a colour between those on their two sides.
@@ -357,7 +361,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     if criterion == "nearest" and paints is not None:
         cluster = one_paint(centers, paints)
     else:
-        cluster = _merge(borders, flat_borders, centers, delta, paints)
+        cluster = _merge(borders, flat_borders, centers, delta, far, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     leaves = labels - labels.dtype.type(1)
     clusters = cluster.take(regions.on_grid(leaves))
@@ -401,13 +405,18 @@ def _rings(borders: np.ndarray, centers: np.ndarray, compactness: np.ndarray) ->
 
 
 def _merge(
-    borders: np.ndarray, flat_borders: np.ndarray, centers: np.ndarray, delta: float, paints: np.ndarray | None
+    borders: np.ndarray,
+    flat_borders: np.ndarray,
+    centers: np.ndarray,
+    delta: float,
+    far: float,
+    paints: np.ndarray | None,
 ) -> np.ndarray:
     """The cluster (K,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one."""
     count = len(centers)
     points = features(centers)
     apart = distances(points, points)
-    same = (apart <= MERGE_DISTANCE) & ((apart <= 2 * delta) | (2 * flat_borders > borders))
+    same = (apart <= far) & ((apart <= 2 * delta) | (2 * flat_borders > borders))
     if paints is not None:
         paint = one_paint(centers, paints)
         same |= paint[:, None] == paint

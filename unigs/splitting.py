@@ -9,8 +9,6 @@ import numpy as np
 
 Criterion = Literal["mean", "mean_squared", "nearest"]
 
-# Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
-FAR = 30.0
 # Of so many colours all 4095 cuts are tried.
 FEW_POINTS = 13
 # Two-means starts from cuts this many standard deviations from the mean.
@@ -43,11 +41,11 @@ def divide(
     criterion: Criterion,
     paints: np.ndarray | None,
     smallest: int,
-    lost: float = FAR,
+    far: float,
 ) -> tuple[np.ndarray, list[Cluster]]:
     """`_split`, or for the criterion "nearest" the same with one leaf a paint (P, 3)."""
     if criterion != "nearest" or paints is None:
-        return _split(colors, weights, delta, criterion, smallest, lost)
+        return _split(colors, weights, delta, criterion, smallest, far)
     leaf = one_paint(colors, paints)
     points = features(colors)
 
@@ -63,11 +61,11 @@ def divide(
 
 
 def _split(
-    colors: np.ndarray, weights: np.ndarray, delta: float, criterion: Criterion, smallest: int, lost: float
+    colors: np.ndarray, weights: np.ndarray, delta: float, criterion: Criterion, smallest: int, far: float
 ) -> tuple[np.ndarray, list[Cluster]]:
     """The dichotomy itself, on colours (K, 3) with weights (K,).
 
-    No part is smaller than `smallest`, and colours further than `lost` from their centre are always split off.
+    No part is smaller than `smallest`, and colours further than `far` from their centre are always split off.
     Returns the leaf (K,) int64 of each colour, -1 for a few outliers that are no entity's, and the tree.
     """
     points, weights = features(colors), weights.astype(np.float64)
@@ -86,7 +84,7 @@ def _split(
         spread = mean if criterion == "mean" else (mass @ squared / total) ** 0.5
         parts = []
         # A few pixels of another colour hardly move the mean, so they are looked for on their own.
-        if len(members) > 1 and (spread > delta or mass @ (distance > lost) >= smallest):
+        if len(members) > 1 and (spread > delta or mass @ (distance > far) >= smallest):
             side = two_means(offset, mass)
             part = mass @ side
             parts = [members[on] for on, size in ((side, part), (~side, total - part)) if size >= smallest]

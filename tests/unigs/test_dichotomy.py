@@ -436,7 +436,9 @@ def test_noisy_maps_of_one_to_forty_entities(sigma):
     assert close >= 7 / 8
 
 
-@pytest.mark.parametrize("damage, sigma", [("moved", 6), ("correlated", 6), ("jpeg", 2), ("jpeg", 6), ("resized", 6)])
+@pytest.mark.parametrize(
+    "damage, sigma", [("moved", 6), ("correlated", 6), ("correlated", 12), ("jpeg", 2), ("jpeg", 6), ("resized", 6)]
+)
 def test_other_damages(damage, sigma):
     samples = [make_sample(seed, n, (512, 512), sigma, damage) for n in (4, 16, 40) for seed in (2, 3)]
     iou, f1, _ = quality(samples)
