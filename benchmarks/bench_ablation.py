@@ -14,6 +14,7 @@ What is painted is looked at by the bundled model, for all of them. A run that w
 is run again, and what is measured is not measured again. What follows `--` goes to every training run:
 
     python -m benchmarks.bench_ablation --steps 1000
+    python -m benchmarks.bench_ablation --steps 250 --processes 2 -- --cpu
     python -m benchmarks.bench_ablation --steps 200 --count 32 --only joint random -- --resolution 64
 
 Needs the packages of `pip install -e ".[train,evaluate]"` and the sprites that `python -m training.datasets.scenes`
@@ -106,18 +107,19 @@ def run(name: str, options: argparse.Namespace) -> None:
         autoencoder = folder_of("joint", options) / "vae"
         if autoencoder.is_dir() and not variant.own_autoencoder:
             shutil.copytree(autoencoder, out / "vae", dirs_exist_ok=True)
-        _run("training.train_joint", training_command(name, options))
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes), "-m"]
+        _run(*(launcher if options.processes > 1 else []), "training.train_joint", *training_command(name, options))
         if not (out / "pipeline").is_dir():
             raise SystemExit(f"the training of {name} was stopped: the same command goes on from there")
     if not measured_of(name, options).is_file():
         try:
-            _run("training.evaluate", evaluation_command(name, options))
+            _run("training.evaluate", *evaluation_command(name, options))
         except SystemExit:
             measured_of(name, options).unlink(missing_ok=True)  # it is of a part
             raise
 
 
-def _run(module: str, arguments: list[str]) -> None:
+def _run(module: str, *arguments: str) -> None:
     """In a process of its own, for they set up logging, signals and devices. Raises SystemExit if it fails."""
     code = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
     if code:
@@ -159,6 +161,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="what all runs share (default: %(default)s)",
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="that train a model together, each with its own batch"
+    )
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of the variants")
     parser.add_argument(
         "--output",
@@ -168,8 +173,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder for runs, measures and the table (default: %(default)s)",
     )
     options = parser.parse_args(given[:at])
-    if options.steps < 1 or options.count < 1:
-        parser.error(f"--steps and --count must be at least 1, got {options.steps} and {options.count}")
+    for name in ("steps", "count", "processes"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     options.more = given[at + 1 :]
     options.only = [name for name in VARIANTS if name in options.only or name == "joint"]  # the others are held to it
     return options

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,7 +74,24 @@ def test_the_joint_model_is_always_there_and_what_is_done_is_not_done_again(opti
         bench_ablation.run(name, options)
 
 
-@pytest.mark.parametrize("given", [["--steps", "0"], ["--count", "0"], ["--only", "everything"]])
+def test_several_processes_train_a_model_together(options, monkeypatch):
+    ran = []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        ran.append(command[1:])
+        (bench_ablation.folder_of("joint", options) / "pipeline").mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(bench_ablation.subprocess, "run", run)
+    options.processes = 2
+    bench_ablation.run("joint", options)
+    trained, measured = ran
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.train_joint"]
+    assert trained == [*launcher, *training_command("joint", options)]
+    assert measured[:2] == ["-m", "training.evaluate"]
+
+
+@pytest.mark.parametrize("given", [["--steps", "0"], ["--count", "0"], ["--processes", "0"], ["--only", "everything"]])
 def test_wrong_options_end_with_one_line(given, capsys):
     with pytest.raises(SystemExit):
         parse(given)
