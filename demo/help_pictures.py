@@ -114,7 +114,7 @@ def decode(scene: Scene) -> Columns:
 def split(scene: Scene) -> Columns:
     picture = scene.picture()
     masks = scene.decode([scene.task("entity", image=picture)[0], 1])
-    settings = {"order": "largest first", "min_area": 0, "index": 1, "crop": True}
+    settings = {"order": "largest first", "min_area": 0, "index": 2, "crop": True}
     parts = scene.add("UniGSEntityMaskSplit", masks=masks, image=picture, **settings)
     return [[parts], [scene.preview(parts, 3), scene.mask(parts, 2)]]
 
@@ -126,7 +126,7 @@ def encode(scene: Scene) -> Columns:
 
 
 def coarse(scene: Scene) -> Columns:
-    boxes = "8,10,72,64 hamburger\n48,66,106,116 cat"
+    boxes = "1,27,59,81 cat\n4,80,58,126 hamburger"
     settings = {"width": 128, "height": 128, "kind": "curve", "seed": 0}
     mask = scene.add("UniGSCoarseMaskFromBox", boxes=boxes, **settings, image=scene.picture())
     return [[mask], [scene.mask(mask), scene.add("PreviewAny", source=[mask[0], 2])]]

@@ -127,7 +127,7 @@ def referring_segmentation(at: Pieces) -> None:
     )
     loader, loaded = at.load()
     picture = at.picture("unigs_referring.png")
-    region = at.add("UniGSCoarseMaskFromBox", boxes="0,64,50,112", image=picture["IMAGE"])
+    region = at.add("UniGSCoarseMaskFromBox", boxes="0,22,66,84", image=picture["IMAGE"])
     sampled = at.add(
         "UniGSSampler",
         **loaded,
@@ -168,7 +168,7 @@ def synthesis(at: Pieces) -> None:
         "Paint a picture",
         **loaded,
         task="synthesis",
-        prompt="tree and cat on grass",
+        prompt="cat and tree on grass",
         colormap=encoded["colormap"],
     )
     decoded = at.decode(sampled, loaded["model"])
@@ -194,7 +194,7 @@ def remove_an_object(at: Pieces) -> None:
     )
     loader, loaded = at.load()
     picture = at.picture("unigs_referring.png")
-    region = at.add("UniGSCoarseMaskFromBox", boxes="0,64,50,112", image=picture["IMAGE"])
+    region = at.add("UniGSCoarseMaskFromBox", boxes="0,22,66,84", image=picture["IMAGE"])
     found = at.add(
         "UniGSSampler",
         "Find it",
@@ -217,7 +217,7 @@ def remove_an_object(at: Pieces) -> None:
         "Paint the ground",
         **loaded,
         task="inpainting",
-        prompt="on grass",
+        prompt="on sand",
         image=picture["IMAGE"],
         coarse_mask=grown["MASK"],
         colormap=empty["IMAGE"],
@@ -239,7 +239,7 @@ def repaint_one_entity(at: Pieces) -> None:
         "## Re-paint one entity\n\nSegments a picture and paints **one of its entities** anew.\n\n"
         "1. **UniGS Sampler**, task *entity*, and **Dichotomy Decode** find everything in the picture.\n"
         "2. **Entity Mask Split** takes one of the masks: *index* counts from 0, in the *order* that is chosen there. "
-        "With *largest first*, 0 is mostly the background.\n"
+        "With *largest first*, 0 and 1 are mostly the sky and the ground.\n"
         "3. A second **UniGS Sampler**, task *inpainting*, paints what its prompt names there. The rest of the picture "
         "stays as it was, to the last bit.\n\n"
         "Queue it once, look at *Masks*, and change *index*.",
@@ -251,7 +251,7 @@ def repaint_one_entity(at: Pieces) -> None:
     colormap = at.show("Colormap", found["colormap"])
     decoded = at.decode(found, loaded["model"], keep_background=True)
     masks = at.show_masks("Masks", decoded["masks"])
-    split = at.add("UniGSEntityMaskSplit", "Which one", masks=decoded["masks"], index=1)
+    split = at.add("UniGSEntityMaskSplit", "Which one", masks=decoded["masks"], index=2)
     grown = at.add("GrowMask", mask=split["mask"], expand=4)
     chosen = at.show_masks("Chosen", grown["MASK"])
     sampled = at.add(

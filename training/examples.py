@@ -13,7 +13,7 @@ from training.datasets.scenes import KINDS, SPRITE_FOLDER, Scenes, SpriteLibrary
 
 FOLDER = Path(__file__).parent.parent / "workflows" / "inputs"
 # name of the picture -> index of the held-out scene
-EXAMPLES = {"unigs_entity": 508, "unigs_referring": 538, "unigs_inpainting": 524, "unigs_synthesis": 574}
+EXAMPLES = {"unigs_entity": 1117, "unigs_referring": 5046, "unigs_inpainting": 3038, "unigs_synthesis": 6488}
 
 
 def main() -> None:
