@@ -303,8 +303,8 @@ def main() -> None:
     settings = {"model": model, "scenes": options.scenes, "batch size": options.batch_size, "seed": options.seed}
     store = Store(options.json, settings)
     scenes = Scenes(SpriteLibrary(options.sprites, KINDS), pipe.default_size, "heldout", SourceConfig.max_objects)
-    records = {task: [scenes.for_task(task)[i] for i in range(options.scenes)] for task in options.tasks}
-    if Task.REFERRING in records and all(len(record.labels) == 1 for record in records[Task.REFERRING]):
+    records = [scenes[i] for i in range(options.scenes)]
+    if Task.REFERRING in options.tasks and all(len(record.labels) == 1 for record in records):
         parser.error("--scenes: referring needs a scene with two objects, ask for more scenes")
     own = pipe.scheduler.config
     points = [
@@ -320,7 +320,7 @@ def main() -> None:
                 progress.set_description(f"{task.value}, {steps} of {sampler}")
                 pipe.scheduler = SAMPLERS[sampler].from_config(own)
                 config = EvaluateConfig(batch_size=options.batch_size, seed=options.seed, steps=steps)
-                store.add(task, sampler, steps, evaluate(pipe, task, scenes, records[task], config))
+                store.add(task, sampler, steps, evaluate(pipe, task, scenes, records, config))
                 progress.update(steps)
     except KeyboardInterrupt:
         print("stopped: what follows is what was measured so far\n")

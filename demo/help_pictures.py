@@ -114,7 +114,7 @@ def decode(scene: Scene) -> Columns:
 def split(scene: Scene) -> Columns:
     picture = scene.picture()
     masks = scene.decode([scene.task("entity", image=picture)[0], 1])
-    settings = {"order": "largest first", "min_area": 0, "index": 2, "crop": True}
+    settings = {"order": "largest first", "min_area": 0, "index": 1, "crop": True}
     parts = scene.add("UniGSEntityMaskSplit", masks=masks, image=picture, **settings)
     return [[parts], [scene.preview(parts, 3), scene.mask(parts, 2)]]
 

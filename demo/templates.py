@@ -239,7 +239,7 @@ def repaint_one_entity(at: Pieces) -> None:
         "## Re-paint one entity\n\nSegments a picture and paints **one of its entities** anew.\n\n"
         "1. **UniGS Sampler**, task *entity*, and **Dichotomy Decode** find everything in the picture.\n"
         "2. **Entity Mask Split** takes one of the masks: *index* counts from 0, in the *order* that is chosen there. "
-        "With *largest first*, 0 and 1 are mostly the sky and the ground.\n"
+        "With *largest first*, 0 is mostly the background.\n"
         "3. A second **UniGS Sampler**, task *inpainting*, paints what its prompt names there. The rest of the picture "
         "stays as it was, to the last bit.\n\n"
         "Queue it once, look at *Masks*, and change *index*.",
@@ -251,7 +251,7 @@ def repaint_one_entity(at: Pieces) -> None:
     colormap = at.show("Colormap", found["colormap"])
     decoded = at.decode(found, loaded["model"], keep_background=True)
     masks = at.show_masks("Masks", decoded["masks"])
-    split = at.add("UniGSEntityMaskSplit", "Which one", masks=decoded["masks"], index=2)
+    split = at.add("UniGSEntityMaskSplit", "Which one", masks=decoded["masks"], index=1)
     grown = at.add("GrowMask", mask=split["mask"], expand=4)
     chosen = at.show_masks("Chosen", grown["MASK"])
     sampled = at.add(

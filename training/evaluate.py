@@ -265,7 +265,7 @@ def read_sources(file: Path) -> dict[str, SourceConfig]:
 
 def measure(task: Task, dataset: DataSet, model: Model, segmenter: Model, networks: Networks, seed: int) -> Measures:
     """All measures of a task on a data set."""
-    records = read_records(dataset, task, f"{task.value} of {dataset.name}")
+    records = read_records(dataset, f"{task.value} of {dataset.name}")
     match task:
         case Task.INPAINTING:
             return measure_inpainting(model, records, networks, segmenter, seed)
@@ -277,12 +277,11 @@ def measure(task: Task, dataset: DataSet, model: Model, segmenter: Model, networ
             return measure_entity(model, records, background=isinstance(dataset.records, Scenes))
 
 
-def read_records(dataset: DataSet, task: Task, title: str) -> Iterator[Record]:
+def read_records(dataset: DataSet, title: str) -> Iterator[Record]:
     """The records with their pictures in memory. Bad ones are counted and left out; raises TooManyBadPictures."""
-    records = dataset.records.for_task(task)
     for number in tqdm(range(dataset.count), desc=title, unit="picture", leave=False):
         try:
-            record = records[number]
+            record = dataset.records[number]
             image = record.image
         except BadPicture as error:
             dataset.bad.count_bad(f"{dataset.name} {number}", error)
@@ -296,13 +295,11 @@ def draw_sheet(dataset: DataSet, model: Model, file: Path) -> None:
     side = model.pipeline.default_size
     geometry = Geometry((side, side), random_crop=False, flip=0)
     rows: list[dict[Task, Example]] = []
-    palette = model.pipeline.palette
-    of_tasks = (read_records(dataset, task, "contact sheet") for task in dataset.tasks)
-    for picture, records in enumerate(zip(*of_tasks, strict=True)):
+    for picture, record in enumerate(read_records(dataset, "contact sheet")):
         try:
             rng = np.random.default_rng([model.seed, 3, picture])
-            asked = zip(dataset.tasks, records, strict=True)
-            rows.append({task: make_example(record, rng, palette, task, geometry=geometry) for task, record in asked})
+            palette = model.pipeline.palette
+            rows.append({task: make_example(record, rng, palette, task, geometry=geometry) for task in dataset.tasks})
         except NothingToSee:
             continue
         if len(rows) == SHEET_COLUMNS:

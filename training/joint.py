@@ -168,14 +168,14 @@ class JointExamples:
     def __getitem__(self, index: int) -> Example:
         """Raises UnusableData if too many pictures are bad, or record after record shows nothing to learn from."""
         task, dataset, first = self.mixture.draw(index)
-        records, geometry = dataset.for_task(task), self.geometry
+        geometry = self.geometry
         if geometry is not None and self.buckets:
             geometry = replace(geometry, size=self.buckets[self.bucket(index)])
         for number in range(first, first + MAX_SKIPPED):
             number = number if isinstance(dataset, Scenes) else number % len(dataset)
             try:
                 example = make_example(
-                    records[number],
+                    dataset[number],
                     np.random.default_rng([self.mixture.seed, 2, index]),
                     self.palette,
                     task,

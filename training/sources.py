@@ -28,7 +28,7 @@ SourceType = Literal["scenes", "coco_instances", "coco_panoptic", "entityseg", "
 
 # The settings that each type needs, and those that it may have.
 SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "scenes": ((), ("sprites", "kinds", "max_objects", "length", "split")),
+    "scenes": ((), ("sprites", "kinds", "max_objects", "stuff", "length", "split")),
     "coco_instances": (("annotations", "pictures"), ("exclude",)),
     "coco_panoptic": (("annotations", "pictures"), ("segments", "exclude")),
     "entityseg": (("annotations", "pictures"), ()),
@@ -76,6 +76,8 @@ class SourceConfig:
     those that are held out; or hundreds of things for the entity task, of which the model needs no names"""
     max_objects: int = 3
     """scenes: 1 to this many objects in each"""
+    stuff: bool = False
+    """scenes: whether the sky and the ground of a horizon are entities too"""
     length: int = 10_000
     """scenes: how many make an epoch"""
 
@@ -104,7 +106,7 @@ def open_source(name: str, config: SourceConfig, resolution: int) -> RecordSet |
         match config.type:
             case "scenes":
                 library = SpriteLibrary(config.sprites, _kinds(config))
-                return Scenes(library, resolution, config.split, config.max_objects, config.length)
+                return Scenes(library, resolution, config.split, config.max_objects, config.length, config.stuff)
             case "coco_instances":
                 excluded = evaluation_image_ids(*given.pop("exclude"))
                 return CocoInstances(**given, exclude_image_ids=excluded)

@@ -239,7 +239,7 @@ def referring(model: Model, scenes: Sequence[Scene]) -> list[Column]:
 
 
 def entity(model: Model, scenes: Sequence[Scene]) -> list[Column]:
-    """Score: the masks against the objects; what lies behind them, like sky and ground, counts neither way."""
+    """Score: the masks against the objects; the background is an entity too, which counts neither way."""
     answers = model.ask(Task.ENTITY, image=[scene.picture for scene in scenes])
     columns = []
     for scene, answer in zip(scenes, answers, strict=True):

@@ -1,6 +1,5 @@
 """The commands that write the scenes of the gallery, and the input pictures of the workflows."""
 
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -8,9 +8,8 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from training.datasets import Record
-from training.datasets.mixture import Mixture, Source
 from training.geometry import Geometry
-from training.joint import JointExamples, NothingToSee, make_example
+from training.joint import NothingToSee, make_example
 from unigs.coarse_mask import boxes_of_masks
 from unigs.conditions import control_picture
 from unigs.dichotomy import decode_colormap
@@ -269,11 +268,3 @@ def test_a_record_without_entities_is_no_example(scenes):
     record = Record.from_arrays(scenes[0].image, np.zeros((0, 64, 64), bool), [], key="coco/1")
     with pytest.raises(NothingToSee, match="nothing of the entities of coco/1 is visible"):
         make_example(record, np.random.default_rng(0), PALETTE)
-
-
-def test_examples_of_scenes_have_stuff_in_the_entity_task_only(scenes):
-    drawn = JointExamples(Mixture([Source(scenes)]), PALETTE)
-    stuff = {task: 0 for task in Task}
-    for example in (drawn[index] for index in range(80)):
-        stuff[example.task] += "ground" in example.labels
-    assert stuff.pop(Task.ENTITY) > 5 and not any(stuff.values())

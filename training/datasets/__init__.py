@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from training.datasets.masks import Rle, encode_masks, paint
-from unigs.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +121,6 @@ class RecordSet(ABC):
     @abstractmethod
     def picture_size(self, index: int) -> tuple[int, int]:
         """(H, W) in pixels of the picture of a record, without its masks. Raises BadPicture."""
-
-    def for_task(self, task: Task) -> "RecordSet":
-        """The records as a task sees them: those of a data set of annotated pictures are the same for all."""
-        return self
 
     def __getitem__(self, index: int) -> Record:
         if not -len(self) <= index < len(self):

@@ -4,7 +4,6 @@ The sprites are Microsoft's Fluent Emoji (MIT licence) as packaged in `@lobehub/
 this project. `python -m training.datasets.scenes` fetches them with npm. The photographs come with scikit-image.
 """
 
-import copy
 import shutil
 import subprocess
 import tarfile
@@ -19,7 +18,6 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from training.datasets import Record
-from unigs.tasks import Task
 
 SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 SPRITE_FOLDER = Path("data/fluent-emoji-3d")
@@ -157,12 +155,6 @@ class Scenes:
         self.library, self.size, self.split, self.max_objects = library, size, split, max_objects
         self.length, self.stuff = length, stuff
 
-    def for_task(self, task: Task) -> "Scenes":
-        """These scenes as a task sees them: entity segmentation knows stuff, the others have words for it."""
-        scenes = copy.copy(self)
-        scenes.stuff = task is Task.ENTITY
-        return scenes
-
     def __len__(self) -> int:
         return self.length
 
@@ -171,7 +163,7 @@ class Scenes:
 
     @property
     def nouns(self) -> list[str]:
-        return self.library.nouns
+        return [*self.library.nouns, *(STUFF if self.stuff else [])]
 
     def __getitem__(self, index: int) -> Record:
         rng = np.random.default_rng([self.SPLITS[self.split], index])
