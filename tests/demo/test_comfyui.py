@@ -4,12 +4,12 @@ import io
 import json
 import socket
 import subprocess
+import time
 from email.message import Message
 from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
-import time
 
 from demo import comfyui
 from demo.client import Client, ComfyUIError, PromptRejected, _refusal
