@@ -66,11 +66,13 @@ MEASURES = (
     ("scenes", Task.ENTITY, "AP"),
     ("scenes, kinds never seen", Task.ENTITY, "mIoU"),
     ("scenes", Task.REFERRING, "gIoU"),
+    ("scenes", Task.REFERRING, "gIoU, wrong word"),
     ("scenes", Task.REFERRING, "gIoU, with coarse mask"),
     ("scenes", Task.SYNTHESIS, "colormap consistency"),
     ("scenes", Task.SYNTHESIS, "named objects found"),
     ("scenes", Task.INPAINTING, "mIoU of the colormap"),
     ("scenes", Task.INPAINTING, "colormap consistency"),
+    ("scenes", Task.INPAINTING, "named objects found"),
 )
 Results = dict[str, dict[str, Any]]  # variant -> "results" of its metrics.json
 
