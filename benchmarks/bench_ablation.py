@@ -70,6 +70,7 @@ MEASURES = (
     ("scenes", Task.REFERRING, "gIoU, with coarse mask"),
     ("scenes", Task.SYNTHESIS, "colormap consistency"),
     ("scenes", Task.SYNTHESIS, "named objects found"),
+    ("scenes", Task.SYNTHESIS, "mIoU of the own colormap"),
     ("scenes", Task.INPAINTING, "mIoU of the colormap"),
     ("scenes", Task.INPAINTING, "colormap consistency"),
     ("scenes", Task.INPAINTING, "named objects found"),
