@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unigs.__main__ import EXAMPLES
 from unigs.entities import Entities
 from unigs.visualize import contact_sheet, overlay
 
 from .client import ComfyUIError, Result
 from .comfyui import REPO, ComfyUI
-from .workflows import INPUTS, TASKS, WORKFLOWS, names, picture_names, read, titles, to_prompt
+from .workflows import INPUTS, WORKFLOWS, names, picture_names, read, titles, to_prompt
 
 OUTPUT = REPO / "demo" / "output"
 SHEET = REPO / "demo" / "contact_sheet.png"
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         with ComfyUI() as server:
             object_info = server.client.object_info()
             print(f"\n{'workflow':26}{'seconds':>8}{'entities':>10}{'IoU':>7}", flush=True)
-            for name in names() if options.thumbnails else TASKS:
+            for name in names() if options.thumbnails else EXAMPLES:
                 result = server.client.run(to_prompt(read(name), object_info))
                 shown = save(name, result, server)
                 masks = masks_of(shown)
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped")
         return 130
-    sheet = contact_sheet([rows[name] for name in TASKS], COLUMNS, [name.replace("_", " ") for name in TASKS])
+    sheet = contact_sheet([rows[name] for name in EXAMPLES], COLUMNS, [name.replace("_", " ") for name in EXAMPLES])
     sheet.save(SHEET)
     if options.thumbnails:
         sheet.save(README_SHEET, quality=88)

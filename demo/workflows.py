@@ -7,15 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unigs.__main__ import EXAMPLES
-
 from .client import Prompt
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 INPUTS = WORKFLOWS / "inputs"
 _WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-# What `make demo` runs; the other workflows are made of these.
-TASKS = EXAMPLES
 # Nodes of the frontend alone: the server never hears of them.
 _NOTES = {"Note", "MarkdownNote"}
 

@@ -309,8 +309,8 @@ def _every(values: np.ndarray, step: int) -> np.ndarray:
         first = length - 1 - last
         return slice(0, last + 1, step), slice(first + step * (first == last), length, step)
 
-    columns = np.concatenate([values[..., part] for part in parts(values.shape[-1])], axis=-1)
-    return np.concatenate([columns[..., part, :] for part in parts(values.shape[-2])], axis=-2)
+    rows = np.concatenate([values[..., part, :] for part in parts(values.shape[-2])], axis=-2)
+    return np.concatenate([rows[..., part] for part in parts(values.shape[-1])], axis=-1)
 
 
 def _windows(planes: np.ndarray, length: int, combine: np.ufunc) -> np.ndarray:

@@ -4,7 +4,8 @@ import struct
 
 import pytest
 
-from demo.workflows import TASKS, WORKFLOWS, names, picture_names, read, to_prompt
+from demo.workflows import WORKFLOWS, names, picture_names, read, to_prompt
+from unigs.__main__ import EXAMPLES
 
 # What a server says of two nodes, cut down to what the conversion reads: an old-style and a new-style one.
 OBJECT_INFO = {
@@ -75,7 +76,7 @@ def test_a_node_the_server_lacks_is_named():
 
 def test_there_is_a_workflow_for_each_task_and_for_what_is_made_of_them():
     more = ["batch_to_layers", "boxes_to_picture", "remove_an_object", "repaint_one_entity"]
-    assert names() == sorted([*TASKS, *more])
+    assert names() == sorted([*EXAMPLES, *more])
 
 
 @pytest.mark.parametrize("name", names())
