@@ -54,8 +54,12 @@ def check_settings(config: TrainConfig) -> None:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
     shares = {
         name: getattr(config, name)
-        for name in ("conditioning_dropout_prob", "last_timestep_share", "lr_cooldown", "ema_decay", "start_share")
+        for name in (
+            *("conditioning_dropout_prob", "last_timestep_share", "default_steps_share", "reconstructed_share"),
+            *("lr_cooldown", "ema_decay", "start_share"),
+        )
     }
+    shares["last_timestep_share + default_steps_share"] = config.last_timestep_share + config.default_steps_share
     shares |= {f"data.{name}": getattr(config.data, name) for name in ("min_share", "negatives", "words_only")}
     for name, value in shares.items():
         if not 0 <= value <= 1:
@@ -78,6 +82,10 @@ def check_settings(config: TrainConfig) -> None:
         raise ValueError(
             f"start_share = {config.start_share} needs pretrained_model_name_or_path: the weights to share"
         )
+    if config.default_steps_share:
+        for task in config.tasks:
+            if task.value not in config.task_defaults:
+                raise ValueError(f"default_steps_share needs the number of steps of {task.value}: give task_defaults")
     for task, ratio in config.task_ratios.items():
         if not ratio > 0:
             raise ValueError(f"task_ratios.{task} must be above 0, got {ratio}: leave the task out of tasks instead")
@@ -154,6 +162,7 @@ def _warn_of_what_does_nothing(config: TrainConfig) -> None:
         "model": ("no pretrained_model_name_or_path", not pretrained),
         "autoencoder": ("no pretrained_model_name_or_path", not pretrained),
         "train_text_encoder": ("pretrained_model_name_or_path", pretrained),
+        "reconstructed_share": ("no data.shards", config.data.shards is None),
     }
     usual = TrainConfig()
     for name, (needed, given) in needs.items():

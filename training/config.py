@@ -200,8 +200,13 @@ class TrainConfig:
     """share of the examples that paint with an empty prompt, for classifier-free guidance"""
     last_timestep_share: float = 0.0
     """share of examples noised to the very last timestep, where few-step sampling starts"""
+    default_steps_share: float = 0.0
+    """share of examples noised to a timestep at which sampling with the task's own number of steps, in task_defaults,
+    calls the model"""
     late_painting: bool = False
     """for tasks that paint, the later of two drawn timesteps: what is painted where is decided at high noise"""
+    reconstructed_share: float = 0.0
+    """share of the examples that segment whose picture went through the autoencoder first, as a painted one did"""
     copied_stream_weight: float = 1.0
     """loss weight of a stream that merely copies the control picture"""
 

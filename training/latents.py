@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from training.joint import Example
-from unigs.conditions import control_picture, encode_moments, latent_mask
+from unigs.conditions import control_picture, decode_latents, encode_moments, latent_mask
 from unigs.tasks import Task
 
 Batch = dict[str, Tensor]
@@ -27,7 +27,8 @@ def encode_batch(vae: AutoencoderKL | AutoencoderTiny, batch: Batch) -> Batch:
     """Pixels become moments of latents; the other entries of the batch stay.
 
     Args:
-        batch: of `pixel_tensors`, with B in front; on the device of the VAE.
+        batch: of `pixel_tensors`, with B in front; on the device of the VAE. Where it has `reconstructed` (B,) bool,
+            those pictures are taken as the VAE gives them back.
 
     Returns:
         `image_mean`, `image_std`, `colormap_mean`, `colormap_std` (B, 4, h, w), of the pictures to be denoised;
@@ -35,10 +36,14 @@ def encode_batch(vae: AutoencoderKL | AutoencoderTiny, batch: Batch) -> Batch:
         of the VAE. A control that is the whole image or the colormap is not encoded a second time.
     """
     image, colormap = batch["image"] / 255, batch["colormap"] / 255
+    again = batch.get("reconstructed")
+    if again is not None and again.any():
+        image[again] = decode_latents(vae, encode_moments(vae, image[again])[0])
     holes = with_control(batch["task"], "image with hole")
     cut_out = control_picture(Task.INPAINTING, image[holes], batch["coarse_mask"][holes])
     mean, deviation = encode_moments(vae, torch.cat([image, colormap, cut_out]))
     counts = [len(image), len(image), len(cut_out)]
+    taken = "image", "colormap", "coarse_mask", "reconstructed"
     (image_mean, colormap_mean, hole_mean), (image_std, colormap_std, _) = mean.split(counts), deviation.split(counts)
     control = torch.where(with_control(batch["task"], "colormap")[:, None, None, None], colormap_mean, image_mean)
     control[holes] = hole_mean
@@ -49,7 +54,7 @@ def encode_batch(vae: AutoencoderKL | AutoencoderTiny, batch: Batch) -> Batch:
         "colormap_std": colormap_std,
         "control": control,
         "mask": latent_mask(batch["coarse_mask"], (mean.shape[-2], mean.shape[-1])).to(mean.dtype),
-        **{name: value for name, value in batch.items() if name not in ("image", "colormap", "coarse_mask")},
+        **{name: value for name, value in batch.items() if name not in taken},
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import CLIPTokenizer
@@ -116,15 +117,20 @@ class TrainingData(Dataset[Batch]):
     Args:
         source: of the tensors.
         pixels_per_latent: side of a latent's pixel, in pixels.
-        timesteps: of the noise schedule.
+        scheduler: whose timesteps are drawn.
     """
 
-    def __init__(self, source: ExampleSource, config: TrainConfig, pixels_per_latent: int, timesteps: int):
-        self.source, self.config = source, config
-        self.pixels_per_latent, self.timesteps = pixels_per_latent, timesteps
+    def __init__(self, source: ExampleSource, config: TrainConfig, pixels_per_latent: int, scheduler: DDIMScheduler):
+        self.source, self.config, self.pixels_per_latent = source, config, pixels_per_latent
+        self.timesteps: int = scheduler.config["num_train_timesteps"]
+        self.sampled: dict[int, Tensor] = {}  # number of a task -> timesteps of its default steps
+        for name, defaults in config.task_defaults.items():
+            scheduler.set_timesteps(defaults.num_inference_steps)
+            self.sampled[Task(name).spec.id] = scheduler.timesteps
 
     def __getitem__(self, index: int) -> Batch:
-        """What `source` gives, and `noise` (8, h, w), `posterior_noise` (8, h, w), `timestep` ()."""
+        """What `source` gives, and `noise` (8, h, w), `posterior_noise` (8, h, w), `timestep` (), and beside pixels
+        `reconstructed` () bool, see `encode_batch`."""
         item = self.source.tensors(index)
         if "image" in item:
             height, width = (side // self.pixels_per_latent for side in item["image"].shape[-2:])
@@ -135,18 +141,25 @@ class TrainingData(Dataset[Batch]):
         shape = (2 * LATENT_CHANNELS, height, width)
         noise = torch.randn(shape, generator=generator)
         offset = torch.randn(shape[0], 1, 1, generator=generator)
-        return {
-            **item,
+        drawn = {
             "noise": noise + self.config.noise_offset * offset,
             "posterior_noise": torch.randn(shape, generator=generator),
             "timestep": self._timestep(item["task"], generator),
         }
+        if "image" in item:
+            again = torch.rand((), generator=generator) < self.config.reconstructed_share
+            drawn["reconstructed"] = again & with_control(item["task"], "image")
+        return {**item, **drawn}
 
     def _timestep(self, task: Tensor, generator: torch.Generator) -> Tensor:
         first, second = torch.randint(0, self.timesteps, (2,), generator=generator)
-        last = torch.rand((), generator=generator) < self.config.last_timestep_share
-        if last:
+        last, few = self.config.last_timestep_share, self.config.default_steps_share
+        kind = torch.rand((), generator=generator)
+        if kind < last:
             return torch.tensor(self.timesteps - 1)
+        if kind < last + few:
+            sampled = self.sampled[int(task)]
+            return sampled[int(torch.randint(0, len(sampled), (), generator=generator))].cpu()
         paints = not with_control(task, "image")
         return torch.maximum(first, second) if paints and self.config.late_painting else first
 

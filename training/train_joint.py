@@ -138,11 +138,10 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.process_index,
         state.get("plan"),
     )
-    timesteps = pipeline.scheduler.config["num_train_timesteps"]
     # without a GPU the workers encode too: the autoencoder then runs beside the UNet instead of before it
     by_workers = accelerator.device.type == "cpu" and config.dataloader_num_workers > 0
     loader = DataLoader(
-        TrainingData(source, config, pipeline.vae_scale_factor, timesteps),
+        TrainingData(source, config, pipeline.vae_scale_factor, pipeline.scheduler),
         batch_sampler=plan,
         num_workers=config.dataloader_num_workers,
         collate_fn=partial(collate, pipeline.vae if by_workers else None),
@@ -450,7 +449,7 @@ def settings_of_data(config: TrainConfig, examples: int) -> dict[str, Any]:
     names = (
         *("seed", "tasks", "task_ratios", "resolution", "center_crop", "random_flip"),
         *("conditioning_dropout_prob", "noise_offset"),
-        *("last_timestep_share", "late_painting", "data", "palette"),
+        *("last_timestep_share", "default_steps_share", "late_painting", "reconstructed_share", "data", "palette"),
     )
     return {**{name: settings[name] for name in names}, "examples of an update": examples}
 

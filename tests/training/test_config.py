@@ -99,6 +99,8 @@ def test_no_file(tmp_path):
          "train_text_encoder trains all of its weights, rank only adapters"),
         (["--pretrained-model-name-or-path", "nowhere.safetensors", "--optimizer", "adamw"], "nowhere.safetensors"),
         (["--start-share", "0.5"], "start_share = 0.5 needs pretrained_model_name_or_path"),
+        (["--default-steps-share", "0.5"], "last_timestep_share + default_steps_share must lie in [0, 1], got 1.1"),
+        (["--reconstructed-share", "-1"], "reconstructed_share must lie in [0, 1], got -1.0"),
         (["--resume-from-checkpoint", "nowhere"], "resume_from_checkpoint: nowhere is not a checkpoint"),
         (["--palette.grid", "50"], "50"),
         (["--adam-beta1", "1.5"], "adam_beta1 must lie in [0, 1), got 1.5"),
@@ -128,6 +130,9 @@ def test_wrong_defaults_of_a_task(tmp_path):
             lambda: train_joint.main(["--config", str(config), "--cpu", "--output-dir", str(tmp_path / "out")])
         )
         assert "task_defaults.entity: num_inference_steps must be at least 1" in told
+    config.write_text("default_steps_share = 0.5\n[task_defaults.entity]\nnum_inference_steps = 1\n")
+    told = message(lambda: train_joint.main(["--config", str(config), "--cpu", "--output-dir", str(tmp_path / "out")]))
+    assert "default_steps_share needs the number of steps of inpainting: give task_defaults" in told
 
 
 def test_a_model_that_is_not_to_be_trained(tmp_path, sprites, inpainting_model):

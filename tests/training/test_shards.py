@@ -100,7 +100,7 @@ def compare(command: list[str], folder: Path, count: int, exact: bool) -> set[tu
         sizes.add(tuple(tensors["image_mean"].shape))
     factor = pipeline.vae_scale_factor
     for index in (3, 100):  # also those that are read for a second time are noised anew
-        one, other = (TrainingData(source, config, factor, 1000) for source in (raw, cached))
+        one, other = (TrainingData(source, config, factor, pipeline.scheduler) for source in (raw, cached))
         if index < count:
             assert all(torch.equal(one[index][n], other[index][n]) for n in ("noise", "posterior_noise", "timestep"))
         else:
@@ -122,7 +122,7 @@ def test_in_aspect_buckets_with_sentences(coco_settings, tmp_path):
     prepare.main([*coco_settings, "--shards", str(tmp_path)])
     assert len(compare(coco_settings, tmp_path, 28, exact=False)) >= 3
     config, pipeline, source = opened(coco_settings, tmp_path)
-    data = TrainingData(source, config, pipeline.vae_scale_factor, 1000)
+    data = TrainingData(source, config, pipeline.vae_scale_factor, pipeline.scheduler)
     loader = DataLoader(data, batch_sampler=BatchPlan(source.bucket, 3), collate_fn=stack, num_workers=1)
     for batch, _ in zip(loader, range(20), strict=False):  # more than once through, in a worker, every size its own
         assert batch["noise"].shape[2:] == batch["image_mean"].shape[2:] and len(batch["task"]) == 3
