@@ -37,7 +37,8 @@ class Pieces(Canvas):
     def picture(self, file: str, title: str = "Picture") -> Node:
         return self.add("LoadImage", title, image=file)
 
-    def decode(self, sampled: Node, model: Output, keep_background: bool = False) -> Node:
+    def decode(self, sampled: Node, model: Output, image: Output, keep_background: bool = False) -> Node:
+        """The decoder, with the settings of the bundled checkpoint; `image` is that whose edges the masks follow."""
         own = BUNDLED["task_defaults"][sampled.given["task"]]
         return self.add(
             "UniGSDichotomyDecode",
@@ -47,6 +48,8 @@ class Pieces(Canvas):
             min_area=round(own["min_share"] * BUNDLED["default_size"] ** 2),
             keep_background=keep_background,
             use_palette=own["use_palette"],
+            image=image,
+            snap=round(own["snap_share"] * BUNDLED["default_size"]),
         )
 
     def show(self, title: str, image: Output) -> Node:
@@ -72,7 +75,7 @@ def entity_segmentation(at: Pieces) -> None:
     loader, loaded = at.load()
     picture = at.picture("unigs_entity.png")
     sampled = at.add("UniGSSampler", **loaded, task="entity", image=picture["IMAGE"])
-    decoded = at.decode(sampled, loaded["model"], keep_background=True)
+    decoded = at.decode(sampled, loaded["model"], picture["IMAGE"], keep_background=True)
     split = at.add("UniGSEntityMaskSplit", masks=decoded["masks"], image=picture["IMAGE"])
     colormap = at.show("Colormap", sampled["colormap"])
     result = at.save(decoded["label preview"], "entities")
@@ -105,7 +108,7 @@ def multi_region_inpainting(at: Pieces) -> None:
         image=picture["IMAGE"],
         coarse_mask=region["coarse mask"],
     )
-    decoded = at.decode(sampled, loaded["model"])
+    decoded = at.decode(sampled, loaded["model"], sampled["image"])
     where = at.show_masks("Coarse mask", region["coarse mask"])
     colormap = at.show("Colormap", sampled["colormap"])
     masks = at.show_masks("Masks", decoded["masks"])
@@ -136,7 +139,7 @@ def referring_segmentation(at: Pieces) -> None:
         image=picture["IMAGE"],
         coarse_mask=region["coarse mask"],
     )
-    decoded = at.decode(sampled, loaded["model"])
+    decoded = at.decode(sampled, loaded["model"], picture["IMAGE"])
     split = at.add("UniGSEntityMaskSplit", masks=decoded["masks"], image=picture["IMAGE"])
     where = at.show_masks("Coarse mask", region["coarse mask"])
     colormap = at.show("Colormap", sampled["colormap"])
@@ -160,7 +163,7 @@ def synthesis(at: Pieces) -> None:
     loader, loaded = at.load()
     picture = at.picture("unigs_synthesis.png")
     found = at.add("UniGSSampler", "Find the layout", **loaded, task="entity", image=picture["IMAGE"])
-    entities = at.decode(found, loaded["model"])
+    entities = at.decode(found, loaded["model"], picture["IMAGE"])
     encoded = at.add("UniGSColormapEncode", masks=entities["masks"], model=loaded["model"])
     layout = at.show("Layout", encoded["colormap"])
     sampled = at.add(
@@ -171,7 +174,7 @@ def synthesis(at: Pieces) -> None:
         prompt="cat and tree on grass",
         colormap=encoded["colormap"],
     )
-    decoded = at.decode(sampled, loaded["model"])
+    decoded = at.decode(sampled, loaded["model"], sampled["image"])
     result = at.save(sampled["image"], "synthesis")
     colormap = at.show("Colormap", sampled["colormap"])
     masks = at.show_masks("Masks", decoded["masks"])
@@ -205,7 +208,7 @@ def remove_an_object(at: Pieces) -> None:
         coarse_mask=region["coarse mask"],
     )
     colormap = at.show("Colormap", found["colormap"])
-    decoded = at.decode(found, loaded["model"])
+    decoded = at.decode(found, loaded["model"], picture["IMAGE"])
     masks = at.show_masks("Masks", decoded["masks"])
     split = at.add("UniGSEntityMaskSplit", masks=decoded["masks"])
     grown = at.add("GrowMask", mask=split["mask"], expand=4)
@@ -249,7 +252,7 @@ def repaint_one_entity(at: Pieces) -> None:
     picture = at.picture("unigs_entity.png")
     found = at.add("UniGSSampler", "Find everything", **loaded, task="entity", image=picture["IMAGE"])
     colormap = at.show("Colormap", found["colormap"])
-    decoded = at.decode(found, loaded["model"], keep_background=True)
+    decoded = at.decode(found, loaded["model"], picture["IMAGE"], keep_background=True)
     masks = at.show_masks("Masks", decoded["masks"])
     split = at.add("UniGSEntityMaskSplit", "Which one", masks=decoded["masks"], index=1)
     grown = at.add("GrowMask", mask=split["mask"], expand=4)
@@ -290,7 +293,7 @@ def boxes_to_picture(at: Pieces) -> None:
     )
     layout = at.show("Layout", encoded["colormap"])
     sampled = at.add("UniGSSampler", **loaded, task="synthesis", prompt=words["STRING"], colormap=encoded["colormap"])
-    decoded = at.decode(sampled, loaded["model"])
+    decoded = at.decode(sampled, loaded["model"], sampled["image"])
     result = at.save(sampled["image"], "from_boxes")
     colormap = at.show("Colormap", sampled["colormap"])
     masks = at.show_masks("Masks", decoded["masks"])
@@ -314,7 +317,7 @@ def batch_to_layers(at: Pieces) -> None:
     two = at.add("ImageBatch", image1=pictures[0]["IMAGE"], image2=pictures[1]["IMAGE"])
     batch = at.add("ImageBatch", image1=two["IMAGE"], image2=pictures[2]["IMAGE"])
     sampled = at.add("UniGSSampler", **loaded, task="entity", image=batch["IMAGE"])
-    decoded = at.decode(sampled, loaded["model"], keep_background=True)
+    decoded = at.decode(sampled, loaded["model"], batch["IMAGE"], keep_background=True)
     colormap = at.show("Colormap", sampled["colormap"])
     masks = at.show_masks("Masks", decoded["masks"])
     layers = at.add(
@@ -345,7 +348,7 @@ def segment(at: Pieces) -> None:
     """Finds everything in a picture: one mask an entity, and transparent cut-outs."""
     loaded, image = given(at), at.input("image", "IMAGE")
     sampled = at.add("UniGSSampler", **loaded, task="entity", image=image, seed=at.input("seed", "INT"))
-    decoded = at.decode(sampled, loaded["model"], keep_background=True)
+    decoded = at.decode(sampled, loaded["model"], image, keep_background=True)
     split = at.add("UniGSEntityMaskSplit", masks=decoded["masks"], image=image)
     at.output("masks", decoded["masks"])
     at.output("cut-outs", split["RGBA cut-outs"])
@@ -359,7 +362,7 @@ def inpaint(at: Pieces) -> None:
     loaded, image, where = given(at), at.input("image", "IMAGE"), at.input("coarse_mask", "MASK")
     words = {"prompt": at.input("prompt", "STRING"), "seed": at.input("seed", "INT")}
     sampled = at.add("UniGSSampler", **loaded, task="inpainting", image=image, coarse_mask=where, **words)
-    decoded = at.decode(sampled, loaded["model"])
+    decoded = at.decode(sampled, loaded["model"], sampled["image"])
     at.output("image", sampled["image"])
     at.output("masks", decoded["masks"])
     at.arrange([sampled], [decoded])
@@ -371,7 +374,7 @@ def synthesize(at: Pieces) -> None:
     words = {"prompt": at.input("prompt", "STRING"), "seed": at.input("seed", "INT")}
     encoded = at.add("UniGSColormapEncode", masks=layout, model=loaded["model"])
     sampled = at.add("UniGSSampler", **loaded, task="synthesis", colormap=encoded["colormap"], **words)
-    decoded = at.decode(sampled, loaded["model"])
+    decoded = at.decode(sampled, loaded["model"], sampled["image"])
     at.output("image", sampled["image"])
     at.output("masks", decoded["masks"])
     at.arrange([encoded], [sampled], [decoded])

@@ -14,6 +14,7 @@ from ..unigs.coarse_mask import boxes_of_masks
 from .colormap import palette_of
 from .types import (
     CATEGORY,
+    NOT_GIVEN,
     Box,
     as_colormaps,
     as_masks,
@@ -33,6 +34,7 @@ ORDERS: dict[str, Callable[[Box, int], tuple[float, ...]] | None] = {
     "top to bottom": lambda box, area: (box[1] + box[3],),
     "as given": None,
 }
+MOST_SNAP = 1024  # pixels
 BOX_FORMATS: dict[str, Callable[[Box], Box]] = {
     "x1 y1 x2 y2": lambda box: box,
     "x y width height": lambda box: (box[0], box[1], box[2] - box[0], box[3] - box[1]),
@@ -93,6 +95,21 @@ class DichotomyDecode(io.ComfyNode):
                     tooltip="Clusters nearest to one colour of the model's palette are one entity. On for what the "
                     "bundled model paints in inpainting and synthesis, whose colours are unsure.",
                 ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="For snap: the picture that the colormap belongs to, which was given to the sampler or "
+                    "painted by it. As many as colormaps, or one for all.",
+                ),
+                io.Int.Input(
+                    "snap",
+                    default=0,
+                    min=0,
+                    max=MOST_SNAP,
+                    optional=True,
+                    tooltip="Borders of entities move to edges of the image, by up to about so many pixels. 0: masks "
+                    "are as soft as the colormap. Needs the image.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -123,6 +140,16 @@ class DichotomyDecode(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, snap: int | None = None, image: Any = NOT_GIVEN) -> bool | str:
+        if snap is None:
+            return True
+        if not 0 <= snap <= MOST_SNAP:
+            return f"snap: must lie in 0 to {MOST_SNAP}, got {snap}"
+        if snap and image is NOT_GIVEN:
+            return f"snap: {snap} pixels towards edges of which picture? Connect image, or set snap to 0"
+        return True
+
+    @classmethod
     def execute(
         cls,
         colormap: Tensor,
@@ -132,6 +159,8 @@ class DichotomyDecode(io.ComfyNode):
         model: Any = None,
         components: bool = False,
         use_palette: bool = False,
+        image: Tensor | None = None,
+        snap: int = 0,
     ) -> io.NodeOutput:
         from ..unigs.dichotomy import dichotomy
         from ..unigs.visualize import dichotomy_tree, label_preview
@@ -139,11 +168,17 @@ class DichotomyDecode(io.ComfyNode):
         palette = palette_of(model)
         masks, previews, trees, counts, scores = [], [], [], [], []
         colormaps = as_colormaps(colormap, "colormap")
+        edges_of = colormaps if image is None else as_colormaps(image, "image")
+        if len(edges_of) not in (1, len(colormaps)):
+            raise ValueError(
+                f"image: {len(edges_of)} pictures for {len(colormaps)} colormaps; give one for each, or one for all"
+            )
         progress = ProgressBar(len(colormaps))
-        for pixels in colormaps:
+        for index, pixels in enumerate(colormaps):
             throw_exception_if_processing_interrupted()
             found = dichotomy(pixels, delta, palette=palette if use_palette else None)
-            entities = found.entities(keep_background, min_area, components, palette.background_radius)
+            edges = edges_of[index % len(edges_of)]
+            entities = found.entities(keep_background, min_area, components, palette.background_radius, edges, snap)
             masks.append(mask_batch(entities.masks, entities.size))
             previews.append(image_of(label_preview(entities)))
             trees.append(image_of(dichotomy_tree(pixels, found=found, entities=entities)))

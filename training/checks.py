@@ -73,10 +73,11 @@ def check_settings(config: TrainConfig) -> None:
                     f"{setting}: unknown task {task!r}; expected inpainting, synthesis, referring or entity"
                 )
     for task, own in config.task_defaults.items():
-        if own.num_inference_steps < 1 or not own.delta > 0 or not 0 <= own.min_share < 1:
+        shares_are_right = 0 <= own.min_share < 1 and 0 <= own.snap_share < 1
+        if own.num_inference_steps < 1 or not own.delta > 0 or not shares_are_right:
             raise ValueError(
-                f"task_defaults.{task}: num_inference_steps must be at least 1, delta above 0 and min_share in [0, 1), "
-                f"got {own.num_inference_steps}, {own.delta}, {own.min_share}"
+                f"task_defaults.{task}: num_inference_steps must be at least 1, delta above 0, min_share and "
+                f"snap_share in [0, 1), got {own.num_inference_steps}, {own.delta}, {own.min_share}, {own.snap_share}"
             )
     if config.start_share and config.pretrained_model_name_or_path is None:
         raise ValueError(

@@ -109,6 +109,8 @@ class TaskDefaults:
     """of the decoder: entities of a smaller share of the picture go to what surrounds them"""
     use_palette: bool = False
     """of the decoder: whether to go by the colours of the palette"""
+    snap_share: float = 0.0
+    """of the decoder: by what share of the picture's side borders may move to edges of the picture"""
 
 
 @dataclass

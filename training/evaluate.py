@@ -69,6 +69,9 @@ class EvaluateConfig:
     checkpoint's own if not given"""
     use_palette: bool | None = None
     """of the decoder: whether to go by the colours of the palette; the checkpoint's own for the task if not given"""
+    snap: int | None = None
+    """of the decoder: borders move to edges of the picture by up to so many pixels, at the size that the model gets;
+    the checkpoint's own for the task if not given"""
     segmenter: Path | None = None
     """the checkpoint that looks at what is painted; the same one if not given"""
     inception_weights: Path | None = None
@@ -163,6 +166,7 @@ def check(config: EvaluateConfig) -> None:
         ("max_side", 1),
         ("seed", 0),
         ("min_area", 0),
+        ("snap", 0),
     ):
         value = getattr(config, name)
         if value is not None and value < least:
@@ -208,7 +212,7 @@ def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
     """Raises ValueError or FileNotFoundError for a checkpoint that is not one of UniGS."""
     pipeline = UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
     sizes = config.short_side, config.max_side
-    decoder = config.criterion, config.delta, config.min_area, config.use_palette
+    decoder = config.criterion, config.delta, config.min_area, config.use_palette, config.snap
     return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, *decoder)
 
 

@@ -61,7 +61,7 @@ class Model:
         steps: denoising steps; the checkpoint's own for the task if None.
         short_side, max_side: the size that pictures get, see `size`; in pixels.
         criterion: of the decoder, see `decode_colormap`.
-        delta, min_area, use_palette: of the decoder, see `UniGSPipeline.decoder_settings`.
+        delta, min_area, use_palette, snap: of the decoder, see `UniGSPipeline.decoder_settings`.
     """
 
     pipeline: UniGSPipeline
@@ -74,6 +74,7 @@ class Model:
     delta: float | None = None
     min_area: int | None = None
     use_palette: bool | None = None
+    snap: int | None = None
 
     def __post_init__(self) -> None:
         self.pipeline.set_progress_bar_config(disable=True)
@@ -129,6 +130,7 @@ class Model:
             delta=self.delta,
             min_area=self.min_area,
             use_palette=self.use_palette,
+            snap=self.snap,
             generator=[torch.Generator().manual_seed(_noise_seed(self.seed, q.picture)) for q in batch],
             output_type="pt",
             callback_on_step_end=keep_latents,
@@ -141,8 +143,10 @@ class Model:
         entities = out.entities
         if self.criterion != "mean":
             use_palette = self.criterion == "nearest" or self.use_palette
-            settings = self.pipeline.decoder_settings(task, everything.size, self.delta, self.min_area, use_palette)
-            entities = decode_colormaps(_pixels(out.colormaps), criterion=self.criterion, **settings)
+            own = self.delta, self.min_area, use_palette, self.snap
+            settings = self.pipeline.decoder_settings(task, everything.size, *own)
+            edges_of = [question.image for question in batch] if task.spec.segments else images
+            entities = decode_colormaps(_pixels(out.colormaps), criterion=self.criterion, images=edges_of, **settings)
         for row in zip(batch, images, painted, entities, strict=True):
             yield Answer(*row)
 

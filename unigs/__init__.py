@@ -1,7 +1,7 @@
 """UniGS: one diffusion model that paints a picture and the colormap of its entities.
 
 Reading order: `pipeline` (the whole system in one call), then `tasks`, `conditions`, `unet`, `palette`,
-`coarse_mask`, `boxes`, `dichotomy` (which rests on `splitting` and `regions`), `entities`, `saving`,
+`coarse_mask`, `boxes`, `dichotomy` (which rests on `splitting`, `regions`, `parts` and `edges`), `entities`, `saving`,
 `checkpoints`, `visualize`.
 
 Shape letters used in every file: B batch, N entities, H W pixels, h w latent pixels. Pictures are float [0, 1] BCHW

@@ -98,12 +98,21 @@ def synthesize(options: argparse.Namespace) -> None:
 
 def decode(options: argparse.Namespace) -> None:
     """Decode colormaps into entities, without a model."""
-    for name, path in _named(options.pictures).items():
+    images = [_read_picture(path) for path in options.image or []]
+    if options.snap and len(images) != len(options.pictures):
+        raise ValueError(
+            f"--snap {options.snap} needs the picture of each of the {len(options.pictures)} colormaps, got "
+            f"{len(images)}: give --image once for each"
+        )
+    if images and not options.snap:
+        raise ValueError("--image means nothing without --snap: give both, or neither")
+    for index, (name, path) in enumerate(_named(options.pictures).items()):
         colormap = _read_picture(path, "black")
         start = time.perf_counter()
         found = dichotomy(colormap, options.delta, options.criterion, options.palette, options.denoise)
         radius = background_radius_of(options.palette)
-        entities = found.entities(options.keep_background, options.min_area, options.components, radius)
+        edges = (images[index], options.snap) if options.snap else ()
+        entities = found.entities(options.keep_background, options.min_area, options.components, radius, *edges)
         seconds = time.perf_counter() - start
         _save_entities(options, name, colormap, path.name, entities, {"task": "decode", "source": str(path)}, seconds)
         dichotomy_tree(colormap, found=found, entities=entities).save(options.out / name / "tree.png")
@@ -140,7 +149,8 @@ def demo(options: argparse.Namespace) -> None:
         options.prompt, where = prompt, None
         if task is Task.SYNTHESIS:  # the layout of the example picture, as the model itself sees it
             found = _call(pipe, Task.ENTITY, options, image=picture)
-            things = decode_colormap(found.colormap, **dict(found.decoder, keep_background=False))
+            decoder = dict(found.decoder, image=picture, keep_background=False)
+            things = decode_colormap(found.colormap, **decoder)
             where = Image.fromarray(pipe.palette.encode(things.masks))
             inputs = {"colormap": where}
         elif boxes:
@@ -243,12 +253,13 @@ def _call(pipe: "UniGSPipeline", task: Task, options: argparse.Namespace, **inpu
         delta=options.delta,
         min_area=options.min_area,
         use_palette=options.use_palette,
+        snap=options.snap,
         generator=torch.Generator().manual_seed(options.seed),
         **inputs,
     )
     picture, colormap = cast(Image.Image, result.images[0]), cast(Image.Image, result.colormaps[0])
     seconds = time.perf_counter() - start
-    given = options.delta, options.min_area, options.use_palette
+    given = options.delta, options.min_area, options.use_palette, options.snap
     decoder = pipe.decoder_settings(task, picture.width * picture.height, *given)
     return Painted(picture, colormap, result.entities[0], decoder, seconds)
 
@@ -454,6 +465,12 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="whether clusters nearest to one colour of the palette are one (default: the checkpoint's)",
     )
+    group.add_argument(
+        "--snap",
+        type=int,
+        metavar="PIXELS",
+        help="borders move to edges of the picture by up to so much; 0: not at all (default: the checkpoint's)",
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise and of curves (default: 0)")
     group.add_argument(
         "--size",
@@ -556,6 +573,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--no-denoise", dest="denoise", action="store_false", help="the plain dichotomy: nothing is done about noise"
+    )
+    command.add_argument(
+        "--snap",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="borders move to edges of the picture, --image, by up to so much (default: 0)",
+    )
+    command.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="with --snap: the picture that the colormap belongs to, once for each colormap",
     )
 
     command = add(

@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import repeat
 from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
+from .edges import snap_to_edges
 from .entities import Entities, count_labels, relabel
 from .palette import LocationAwarePalette
 from .parts import split_components, without_small
@@ -79,22 +81,30 @@ class Dichotomy:
         min_area: int = 0,
         components: bool = False,
         background_radius: float = BACKGROUND_RADIUS,
+        image: Any = None,
+        snap: int = 0,
     ) -> Entities:
         """The clusters as entities; arguments, order and Raises as in `decode_colormap`."""
-        if not (min_area >= 0 and background_radius >= 0):
+        if not (min_area >= 0 and background_radius >= 0 and snap >= 0):
             raise ValueError(
-                f"min_area and background_radius must not be negative, got {min_area}, {background_radius}"
+                "min_area, background_radius and snap must not be negative, "
+                f"got {min_area}, {background_radius} and {snap}"
             )
+        if snap and image is None:
+            raise ValueError(f"snap = {snap} needs the picture whose edges the entities are to follow: give `image`")
         kept = (np.linalg.norm(self.centers, axis=1) >= background_radius) | keep_background
         number = np.where(kept, np.cumsum(kept), 0).take(self.cluster_of_leaf)  # of each leaf; 0 = background
         colors, scores = self.centers[kept].round().clip(0, 255).astype(np.uint8), self.sureness[kept]
-        if not components and min_area <= 1:
+        if not components and min_area <= 1 and not snap:
             return Entities.from_parts(self.leaves, number, self.areas, colors, scores)
         labels = relabel(self.leaves, number.astype(np.min_scalar_type(len(kept))))
         if components:
             labels, origin = split_components(labels)
             colors, scores = colors[origin], scores[origin]
-        return Entities.from_labels(without_small(labels, min_area), colors, scores)
+        labels = without_small(labels, min_area)
+        if snap:
+            labels = snap_to_edges(labels, _check_picture(image, "image"), snap)
+        return Entities.from_labels(labels, colors, scores)
 
 
 def decode_colormap(
@@ -107,6 +117,8 @@ def decode_colormap(
     components: bool = False,
     background_radius: float | None = None,
     denoise: bool = True,
+    image: Any = None,
+    snap: int = 0,
 ) -> Entities:
     """The entities of a colormap.
 
@@ -130,6 +142,8 @@ def decode_colormap(
             half-way to the darkest colour of the palette, 32 without one.
         denoise: whether anything is done about noise and blur. If not, this is the plain dichotomy of all colours, and
             delta is never raised.
+        image: the picture that the colormap belongs to, of its size: what is taken for a colormap is taken here too.
+        snap: borders move to edges of that picture, by about so many pixels at most; 0 for none. See `edges`.
 
     Returns:
         Entities, largest first. The score of an entity is the mean over the pixels of its cluster (of a noisy map, over
@@ -145,7 +159,7 @@ def decode_colormap(
     """
     found = dichotomy(colormap, delta, criterion, palette, denoise)
     radius = background_radius_of(palette) if background_radius is None else background_radius
-    return found.entities(keep_background, min_area, components, radius)
+    return found.entities(keep_background, min_area, components, radius, image, snap)
 
 
 def background_radius_of(palette: LocationAwarePalette | np.ndarray | None) -> float:
@@ -163,6 +177,8 @@ def decode_colormaps(
     components: bool = False,
     background_radius: float | None = None,
     denoise: bool = True,
+    images: Iterable[Any] | None = None,
+    snap: int = 0,
     processes: int = 1,
 ) -> list[Entities]:
     """`decode_colormap` of each of a batch of colormaps.
@@ -170,6 +186,7 @@ def decode_colormaps(
     Args:
         colormaps: those that `decode_colormap` takes; or one tensor (B, H, W, 3) uint8, which is copied to the host as
             a whole.
+        images: the `image` of each.
         processes: how many work at a time. Threads would not help, as Python lets one of them work at a time. New
             processes take about a second to start (and as `multiprocessing` says, the calling script needs its
             `if __name__ == "__main__"`), so they are worth it from some hundred maps on.
@@ -177,7 +194,7 @@ def decode_colormaps(
     if processes != int(processes) or processes < 1:
         raise ValueError(f"processes must be a whole number, at least 1, got {processes}")
     decode = partial(
-        decode_colormap,
+        _decode_pair,
         keep_background=keep_background,
         delta=delta,
         min_area=min_area,
@@ -186,15 +203,26 @@ def decode_colormaps(
         components=components,
         background_radius=background_radius,
         denoise=denoise,
+        snap=snap,
     )
     if str(getattr(colormaps, "dtype", "")) == "torch.uint8":
         colormaps = _on_host(colormaps)
+    if images is not None:
+        colormaps, images = list(colormaps), list(images)
+        if len(colormaps) != len(images):
+            raise ValueError(f"there must be an image for each colormap, got {len(images)} for {len(colormaps)}")
+    pairs = zip(colormaps, repeat(None) if images is None else images, strict=False)
     if processes == 1:
-        return [decode(colormap) for colormap in colormaps]
-    checked = [_check_colormap(colormap) for colormap in colormaps]
+        return [decode(pair) for pair in pairs]
+    checked = [(_check_picture(one), None if other is None else _check_picture(other, "image")) for one, other in pairs]
     context = multiprocessing.get_context("spawn")  # a forked process may hang in the threads of torch
     with ProcessPoolExecutor(processes, context) as pool:
         return list(pool.map(decode, checked, chunksize=max(1, len(checked) // (4 * processes))))
+
+
+def _decode_pair(pair: tuple[Any, Any], **settings: Any) -> Entities:
+    """`decode_colormap` of a colormap and its image."""
+    return decode_colormap(pair[0], image=pair[1], **settings)
 
 
 def dichotomy(
@@ -205,7 +233,7 @@ def dichotomy(
     denoise: bool = True,
 ) -> Dichotomy:
     """The tree of splits of a colormap (H, W, 3) uint8; arguments and Raises as in `decode_colormap`."""
-    pixels = _check_colormap(colormap)
+    pixels = _check_picture(colormap)
     try:
         delta = float(delta)
     except (TypeError, ValueError):
@@ -231,24 +259,22 @@ def dichotomy(
     )
 
 
-def _check_colormap(colormap: Any) -> np.ndarray:
-    if isinstance(colormap, Image.Image):
-        if colormap.mode not in ("RGB", "RGBA", "P", "L", "1"):
-            raise ValueError(f"a colormap must be a picture of mode RGB, RGBA, P, L or 1, got mode {colormap.mode}")
-        ground = Image.new("RGBA", colormap.size, "black")
-        colormap = Image.alpha_composite(ground, colormap.convert("RGBA")).convert("RGB")
-    colormap = colormap if hasattr(colormap, "dtype") else np.asarray(colormap)
-    dtype = str(colormap.dtype).removeprefix("torch.")
+def _check_picture(picture: Any, name: str = "colormap") -> np.ndarray:
+    if isinstance(picture, Image.Image):
+        if picture.mode not in ("RGB", "RGBA", "P", "L", "1"):
+            raise ValueError(f"{name} must be a picture of mode RGB, RGBA, P, L or 1, got mode {picture.mode}")
+        ground = Image.new("RGBA", picture.size, "black")
+        picture = Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    picture = picture if hasattr(picture, "dtype") else np.asarray(picture)
+    dtype = str(picture.dtype).removeprefix("torch.")
     if dtype != "uint8":
         raise ValueError(
-            f"a colormap must be uint8 of shape (H, W, 3), got {dtype} {tuple(colormap.shape)}. Convert one picture of "
+            f"{name} must be uint8 of shape (H, W, 3), got {dtype} {tuple(picture.shape)}. Convert one picture of "
             "a float [0, 1] batch (B, 3, H, W) with `(batch[0].permute(1, 2, 0) * 255).round().byte()`"
         )
-    if colormap.ndim != 3 or colormap.shape[2] != 3 or 0 in colormap.shape:
-        raise ValueError(
-            f"a colormap must be one picture (H, W, 3), channels last, no alpha; got {tuple(colormap.shape)}"
-        )
-    return _on_host(colormap)
+    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise ValueError(f"{name} must be one picture (H, W, 3), channels last, no alpha; got {tuple(picture.shape)}")
+    return _on_host(picture)
 
 
 def _on_host(pixels: Any) -> np.ndarray:

@@ -70,9 +70,10 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         unet: 13 input and 8 output channels (see `widen_unet`), with or without task embedding.
         scheduler: any diffusers scheduler.
         palette: settings of the `LocationAwarePalette` that the model was trained with.
-        task_defaults: task -> {"num_inference_steps", "guidance_scale", "delta", "min_share", "use_palette"}, used
-            where a call gives none; the last three are of the decoder, see `decoder_settings`, and min_share is its
-            min_area as a share of the picture.
+        task_defaults: task -> {"num_inference_steps", "guidance_scale", "delta", "min_share", "use_palette",
+            "snap_share"}, used where a call gives none; the last four are of the decoder, see `decoder_settings`:
+            min_share is its min_area as a share of the picture, snap_share its snap as a share of the picture's side
+            (of a square of as many pixels).
         default_size: side in pixels of the pictures that the model was trained on.
         text_encoder_2, tokenizer_2: of Stable Diffusion XL.
     """
@@ -232,8 +233,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         return self._interrupt
 
     def defaults(self, task: Task | str) -> dict[str, float]:
-        """`num_inference_steps`, `guidance_scale`, `delta`, `min_share` and `use_palette` of the checkpoint for this
-        task."""
+        """`num_inference_steps`, `guidance_scale`, `delta`, `min_share`, `use_palette` and `snap_share` of the
+        checkpoint for this task."""
         task = Task.parse(task)
         return {**DEFAULT_SETTINGS[task], **self.config["task_defaults"].get(task.value, {})}
 
@@ -244,29 +245,34 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         delta: float | None = None,
         min_area: int | None = None,
         use_palette: bool | None = None,
+        snap: int | None = None,
     ) -> dict[str, Any]:
         """How colormaps that the model paints for a task are decoded: arguments of `decode_colormap`.
 
         Args:
             pixels: of a colormap.
-            delta, min_area: as `decode_colormap` takes them; the checkpoint's own for this task if None.
+            delta, min_area, snap: as `decode_colormap` takes them; the checkpoint's own for this task if None.
             use_palette: whether clusters nearest to one colour of `palette` are one, as in a map that was painted with
                 it; the checkpoint's own if None.
 
         Raises:
-            ValueError: delta is not positive, or min_area negative.
+            ValueError: delta is not positive, or min_area or snap negative.
         """
         own, task = self.defaults(task), Task.parse(task)
         delta = float(own["delta"] if delta is None else delta)
         min_area = round(own["min_share"] * pixels) if min_area is None else min_area
-        if not (delta > 0 and min_area >= 0):
-            raise ValueError(f"delta must be positive and min_area not negative, got {delta} and {min_area}")
+        snap = round(own["snap_share"] * pixels**0.5) if snap is None else snap
+        if not (delta > 0 and min_area >= 0 and snap >= 0):
+            raise ValueError(
+                f"delta must be positive, min_area and snap not negative, got {delta}, {min_area} and {snap}"
+            )
         return {
             "keep_background": task.spec.keep_background,
             "delta": delta,
             "min_area": min_area,
             "palette": self.palette if (own["use_palette"] if use_palette is None else use_palette) else None,
             "background_radius": self.palette.background_radius,
+            "snap": snap,
         }
 
     @property
@@ -320,6 +326,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         delta: float | None = None,
         min_area: int | None = None,
         use_palette: bool | None = None,
+        snap: int | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -343,8 +350,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                 step (at the noise of the step) while the other is denoised. Any task may hold either half.
             ensemble: how many times a segmentation task (referring, entity) is run, with other noise each time; each
                 pixel of the colormap is then voted on. The pictures are those of the first run.
-            delta, min_area, use_palette: of the decoder, see `decoder_settings`; the checkpoint's own for this task by
-                default.
+            delta, min_area, use_palette, snap: of the decoder, see `decoder_settings`; the checkpoint's own for this
+                task by default. The edges are those of the picture that was given, or of the painted one.
             eta, generator, latents: noise of the DDIM steps, source of all noise, or the starting noise (B, 8, h, w).
             output_type: "pil" pictures or "pt" tensors.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents", "prompt_embeds"}) after each step; it
@@ -402,7 +409,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         guidance_scale = float(self.defaults(task)["guidance_scale"] if guidance_scale is None else guidance_scale)
-        decoder = self.decoder_settings(task, size[0] * size[1], delta, min_area, use_palette)
+        decoder = self.decoder_settings(task, size[0] * size[1], delta, min_area, use_palette, snap)
         guided = guidance_scale != 1.0
         device, dtype = self._execution_device, self.unet.dtype
         self._interrupt = False
@@ -488,7 +495,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
 
         # 6. Entities
         colormap_pixels = _to_uint8(colormaps)
-        entities = decode_colormaps(colormap_pixels, **decoder)
+        edges_of = _to_uint8(pictures["image"] if spec.segments else images) if decoder["snap"] else None
+        entities = decode_colormaps(colormap_pixels, images=edges_of, **decoder)
         self.maybe_free_model_hooks()
         if output_type == "pt":
             return UniGSOutput(images, colormaps, entities)

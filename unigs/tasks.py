@@ -91,8 +91,9 @@ TASKS = {
 }
 
 # What a checkpoint that says nothing of its own gets. For the decoder of colormaps: delta, the share of the picture
-# below which an entity goes to what surrounds it, and whether to go by the colours of the palette.
-DECODER = {"delta": 10.0, "min_share": 0.0, "use_palette": False}
+# below which an entity goes to what surrounds it, whether to go by the colours of the palette, and by what share of the
+# picture's side borders may move to edges of the picture.
+DECODER = {"delta": 10.0, "min_share": 0.0, "use_palette": False, "snap_share": 0.0}
 DEFAULT_SETTINGS: dict[Task, dict[str, float]] = {
     Task.INPAINTING: {"num_inference_steps": 50, "guidance_scale": 7.5, **DECODER},
     Task.SYNTHESIS: {"num_inference_steps": 50, "guidance_scale": 7.5, **DECODER},

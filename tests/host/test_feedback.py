@@ -141,14 +141,17 @@ def test_a_long_encode_is_cancelled_within_it(server, graph, picture, stable_dif
 
 
 def test_the_same_graph_again_runs_nothing_and_another_decoding_does_not_sample(server, graph, picture):
-    sampled = graph.sampler("entity", image=graph.add("LoadImage", image=picture), seed=77)
+    image = graph.add("LoadImage", image=picture)
+    sampled = graph.sampler("entity", image=image, seed=77)
     settings = {"delta": 10.0, "min_area": 0, "keep_background": True, "components": False, "use_palette": False}
+    settings |= {"image": image, "snap": 0}
     decoded = graph.add("UniGSDichotomyDecode", colormap=graph.output(sampled, 1), **settings)
     graph.add("MaskPreview", mask=decoded)
     server.client.run(graph.prompt)
     again = server.client.run(graph.prompt)
     assert set(again.cached) == graph.prompt.keys() and not again.progress
     others = {"delta": 20.0, "min_area": 50, "keep_background": False, "components": True, "use_palette": True}
+    others |= {"snap": 4}
     for name, value in others.items():
         graph.prompt[decoded[0]]["inputs"][name] = value
         done = server.client.run(graph.prompt)

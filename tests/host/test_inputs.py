@@ -187,6 +187,36 @@ def test_colours_near_one_of_the_palette_are_one_entity_if_asked(server, graph, 
     assert {key: done.outputs[node]["text"] for key, node in counts.items()} == {False: ["2"], True: ["1"]}
 
 
+def test_masks_follow_the_edges_of_a_picture(server, graph, upload, shown):
+    """A square that is two pixels larger in the picture than in its colormap."""
+    colormap, picture = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
+    colormap[20:44, 20:44], picture[18:46, 18:46] = (255, 0, 0), 220
+    image = graph.add("LoadImage", image=upload("square.png", picture))
+    small = graph.add("ImageScale", image=image, upscale_method="area", width=32, height=32, crop="disabled")
+    two = graph.add("ImageBatch", image1=image, image2=image)
+    settings = {"delta": 10.0, "min_area": 0, "keep_background": False}
+    settings["colormap"] = graph.add("LoadImage", image=upload("square_map.png", colormap))
+    masks = graph.add("UniGSDichotomyDecode", **settings)
+    preview = graph.add("MaskPreview", mask=masks)
+
+    def area(**inputs):
+        graph.prompt[masks[0]]["inputs"].update(inputs)
+        return int((shown(server.client.run(graph.prompt), preview[0])[0][..., 0] > 0).sum())
+
+    with pytest.raises(
+        PromptRejected, match="snap: 10 pixels towards edges of which picture. Connect image, or set sn"
+    ):
+        area(snap=10)
+    with pytest.raises(PromptRejected, match="snap: must lie in 0 to 1024, got 2000"):
+        area(image=image, snap=2000)
+    assert area(snap=0) == 24**2
+    assert area(snap=10) == pytest.approx(28**2, abs=8)  # its corners stay out
+    with pytest.raises(NodeFailed, match="the picture whose edges are followed must be uint8 of shape .64, 64, 3."):
+        area(image=small)
+    with pytest.raises(NodeFailed, match="image: 2 pictures for 1 colormaps; give one for each, or one for all"):
+        area(image=two)
+
+
 def test_a_box_outside_the_picture(server, graph):
     graph.add("MaskPreview", mask=box_mask(graph, 128, 96, "500,500,600,600"))
     assert "outside the picture" in str(failure(server, graph))

@@ -18,7 +18,17 @@ INPUTS = {
         *["model", "clip", "vae", "task", "prompt", "negative", "image", "coarse_mask", "colormap", "hold"],
     ],
     "UniGSSplitLatent": ["latent"],
-    "UniGSDichotomyDecode": ["colormap", "delta", "min_area", "keep_background", "model", "components", "use_palette"],
+    "UniGSDichotomyDecode": [
+        "colormap",
+        "delta",
+        "min_area",
+        "keep_background",
+        "model",
+        "components",
+        "use_palette",
+        "image",
+        "snap",
+    ],
     "UniGSEntityMaskSplit": [
         *["masks", "order", "min_area", "index", "crop", "image"],
         *["box_format", "crop_factor", "scores"],

@@ -147,5 +147,6 @@ def test_a_checkpoint_that_says_little_gets_the_defaults(checkpoint, checkpoints
         "delta": 10.0,
         "min_share": 0.0,
         "use_palette": False,
+        "snap_share": 0.0,
     }
     assert settings["inpainting"]["guidance_scale"] == 7.5 and found.palette.grid == 11 and found.name == "a name"

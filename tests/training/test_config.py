@@ -124,7 +124,7 @@ def test_wrong_settings(tmp_path, sprites, arguments, expected):
 
 def test_wrong_defaults_of_a_task(tmp_path):
     config = tmp_path / "wrong.toml"
-    for setting in ("num_inference_steps = 0", "delta = 0.0", "min_share = 1.0"):
+    for setting in ("num_inference_steps = 0", "delta = 0.0", "min_share = 1.0", "snap_share = -0.1"):
         config.write_text(f"[task_defaults.entity]\n{setting}\n")
         told = message(
             lambda: train_joint.main(["--config", str(config), "--cpu", "--output-dir", str(tmp_path / "out")])

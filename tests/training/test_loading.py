@@ -74,7 +74,9 @@ def test_an_example_and_its_noise_depend_on_seed_and_index_alone(pixels):
 
 
 def test_noise_offset_is_constant_over_a_channel(pixels):
-    plain, offset = (TrainingData(pixels, TrainConfig(noise_offset=value), 4, build_scheduler())[1]["noise"] for value in (0, 0.5))
+    plain, offset = (
+        TrainingData(pixels, TrainConfig(noise_offset=value), 4, build_scheduler())[1]["noise"] for value in (0, 0.5)
+    )
     difference = offset - plain
     assert difference.flatten(1).std(1).max() < 1e-6 and difference.mean((1, 2)).std() > 0.1
 

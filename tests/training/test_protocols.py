@@ -117,9 +117,9 @@ def test_the_decoder_can_be_another():
     assert squared["entities found"] == squared["entities true"] and squared["mIoU"] > 0.95
     large = values(measure_entity(Model(pipeline, min_area=100, criterion="mean_squared"), RECORDS, background=True))
     assert large["entities found"] == pytest.approx(squared["entities true"] - 1 / 3)  # all but the one of 9 x 9
-    measure_entity(Model(pipeline, delta=5.0, use_palette=True), RECORDS, background=True)
+    measure_entity(Model(pipeline, delta=5.0, use_palette=True, snap=4), RECORDS, background=True)
     asked = pipeline.calls[-1]
-    assert (asked["delta"], asked["min_area"], asked["use_palette"]) == (5.0, None, True)
+    assert (asked["delta"], asked["min_area"], asked["use_palette"], asked["snap"]) == (5.0, None, True, 4)
 
 
 def test_background_is_an_entity_of_scenes_and_void_elsewhere():

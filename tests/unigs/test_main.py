@@ -123,6 +123,25 @@ def test_decode_passes_its_options_on(tmp_path):
     assert areas("--criterion", "nearest", "--palette", "bundled") == [800]
     assert areas("--criterion", "nearest", "--palette", str(bundled_model_dir()), "--components") == [400, 400]
     assert areas("--criterion", "mean_squared", "--no-denoise", "--delta", "1") == [600, 200]
+    picture = np.zeros((40, 90, 3), np.uint8)
+    picture[9:31, 9:31] = picture[10:30, 60:80] = 200
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    assert areas("--snap", "6", "--image", str(tmp_path / "picture.png")) == [22**2 + 400]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--snap", "6"], "--snap 6 needs the picture of each of the 1 colormaps, got 0: give --image once for each"),
+        (["--image", "map.png"], "--image means nothing without --snap: give both, or neither"),
+        (["--snap", "-6", "--image", "map.png"], "snap must not be negative, got 0, 32.0 and -6"),
+    ],
+)
+def test_snap_and_image_belong_together(tmp_path, monkeypatch, capsys, options, expected):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20), "red").save("map.png")
+    assert main(["decode", "map.png", *options]) == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_transparent_is_background_of_a_colormap(tmp_path, masks):

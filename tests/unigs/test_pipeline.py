@@ -48,7 +48,7 @@ def test_bundled_checkpoint(pipe):
     assert pipe.dtype == torch.float32
     assert pipe.default_size == 128
     assert pipe.palette == unigs.LocationAwarePalette(5, order="smooth")
-    settings = {"num_inference_steps", "guidance_scale", "delta", "min_share", "use_palette"}
+    settings = {"num_inference_steps", "guidance_scale", "delta", "min_share", "use_palette", "snap_share"}
     assert all(set(pipe.defaults(task)) == settings for task in Task)
     files = [path for path in bundled_model_dir().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
@@ -75,6 +75,8 @@ def test_shapes_ranges_and_entities(pipe, task):
         min_area=round(own["min_share"] * SIZE * SIZE),
         palette=pipe.palette if own["use_palette"] else None,
         background_radius=pipe.palette.background_radius,
+        image=PICTURE if Task(task).spec.segments else (out.images[0] * 255).round().byte().permute(1, 2, 0),
+        snap=round(own["snap_share"] * SIZE),
     )
     assert np.array_equal(entities.labels, again.labels)
 
@@ -96,7 +98,10 @@ def test_settings_of_the_decoder(monkeypatch):
     """They are the checkpoint's for the task, if the call does not say; min_share is a share of any size."""
     pipe = UniGSPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
-    own = {task.value: {"delta": 12.0, "min_share": 0.25, "use_palette": task is Task.ENTITY} for task in Task}
+    own = {
+        task.value: {"delta": 12.0, "min_share": 0.25, "use_palette": task is Task.ENTITY, "snap_share": 0.25}
+        for task in Task
+    }
     pipe.register_to_config(task_defaults=own)
     seen = []
     decode = pipeline.decode_colormaps
@@ -106,15 +111,29 @@ def test_settings_of_the_decoder(monkeypatch):
     run(pipe, "entity", image=PICTURE.resize((32, 16)), delta=20.0)
     run(pipe, "referring", min_area=0)
     run(pipe, "referring", min_area=0, use_palette=True)
-    run(pipe, "entity", use_palette=False)
-    names = ("keep_background", "delta", "min_area", "palette")
+    run(pipe, "entity", use_palette=False, snap=3)
+    names = ("keep_background", "delta", "min_area", "palette", "snap")
     assert [tuple(given[name] for name in names) for given in seen] == [
-        (True, 12.0, SIZE * SIZE // 4, pipe.palette),
-        (True, 20.0, 128, pipe.palette),
-        (False, 12.0, 0, None),
-        (False, 12.0, 0, pipe.palette),
-        (True, 12.0, SIZE * SIZE // 4, None),
+        (True, 12.0, SIZE * SIZE // 4, pipe.palette, SIZE // 4),
+        (True, 20.0, 128, pipe.palette, round(0.25 * 512**0.5)),
+        (False, 12.0, 0, None, SIZE // 4),
+        (False, 12.0, 0, pipe.palette, SIZE // 4),
+        (True, 12.0, SIZE * SIZE // 4, None, 3),
     ]
+    with pytest.raises(ValueError, match="snap not negative, got 12.0, 1024 and -1"):
+        run(pipe, "entity", snap=-1)
+
+
+@pytest.mark.parametrize("task", INPUTS)
+def test_masks_follow_the_edges_of_the_picture_that_was_given_or_painted(pipe, task, monkeypatch):
+    seen = []
+    decode = pipeline.decode_colormaps
+    monkeypatch.setattr(pipeline, "decode_colormaps", lambda maps, **given: seen.append(given) or decode(maps, **given))
+    out = run(pipe, task, snap=5)
+    painted = (out.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(seen[0]["images"], np.asarray(PICTURE)[None] if Task(task).spec.segments else painted)
+    run(pipe, task, snap=0)
+    assert seen[1]["images"] is None
 
 
 def test_pixels_outside_the_hole_stay_bit_identical(pipe):
@@ -224,8 +243,8 @@ def test_save_and_load(pipe, tmp_path):
         ("entity", {"image": []}, "must be PIL pictures or a tensor"),
         ("referring", {"image": [PICTURE] * 3, "prompt": ["dog", "cat"]}, r"length 1 or 3 .*'prompt': 2"),
         ("entity", {"num_inference_steps": 0}, "at least 1"),
-        ("entity", {"delta": 0.0}, "delta must be positive and min_area not negative, got 0.0 and"),
-        ("entity", {"min_area": -1}, "delta must be positive and min_area not negative, got .* and -1"),
+        ("entity", {"delta": 0.0}, "delta must be positive, min_area and snap not negative, got 0.0, "),
+        ("entity", {"min_area": -1}, "delta must be positive, min_area and snap not negative, got .* and -1"),
         ("entity", {"output_type": "np"}, "'pil' or 'pt'"),
         ("entity", {"latents": torch.zeros(1, 4, 16, 16)}, r"latents must have shape \(1, 8, 16, 16\)"),
     ],
