@@ -40,11 +40,11 @@ FEWEST_COMPACT, COMPACT_SHARE = 1, 0.05
 # two others and its colour is no further from a mixture of theirs than this (RGB).
 RING_COMPACTNESS, RING_SIDE, RING_DISTANCE = 0.3, 0.1, 25.0
 # Colours further than this (RGB + Lab) from their cluster's centre are another entity's, if they are many enough.
-# Clusters are one if their centres are nearer than this, and nearer than 2 delta or more than half of their common
-# border runs where the picture is flat.
 FAR = 30.0
 # More than so many standard deviations of the noise is far, if that is more.
 NOISE_TO_FAR = 4.5
+# Clusters are one if their centres are nearer than 2 delta; or nearer than what is far, and more than half of their
+# common border runs where the picture is flat.
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +129,9 @@ def decode_colormap(
             are background.
         keep_background: whether background is an entity too (entity segmentation); else it is label 0.
         delta: a cluster is split while the mean distance of its colours to their centre is larger than this, in the
-            6-D space of RGB (0-255) and CIE Lab. Raised where the map's own noise is larger; and on a map that is not
-            flat, clusters nearer than 30 (or 4.5 deviations of the noise) stay one where no edge is seen between them.
+            6-D space of RGB (0-255) and CIE Lab. Raised where the map's own noise is larger. On a map that is not flat,
+            clusters nearer than twice that are one; and where no edge is seen between them, those nearer than 30 (or
+            4.5 deviations of the noise).
         min_area: entities of fewer pixels go to what surrounds them.
         criterion: what is compared with delta: "mean", the mean distance; "mean_squared", the mean squared distance;
             "nearest" splits nothing and takes the nearest colour of the palette instead.
@@ -387,7 +388,7 @@ def _robust(pixels: np.ndarray, delta: float, criterion: Criterion, paints: np.n
     if criterion == "nearest" and paints is not None:
         cluster = one_paint(centers, paints)
     else:
-        cluster = _merge(borders, flat_borders, centers, delta, far, paints)
+        cluster = _merge(borders, flat_borders, centers, areas, delta, far, paints)
     centers, _ = _centers(cluster, centers * areas[:, None], areas)
     leaves = labels - labels.dtype.type(1)
     clusters = cluster.take(regions.on_grid(leaves))
@@ -434,24 +435,36 @@ def _merge(
     borders: np.ndarray,
     flat_borders: np.ndarray,
     centers: np.ndarray,
+    areas: np.ndarray,
     delta: float,
     far: float,
     paints: np.ndarray | None,
 ) -> np.ndarray:
-    """The cluster (K,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one."""
-    count = len(centers)
-    points = features(centers)
+    """The cluster (L,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one.
+
+    The two nearest of those that may be one are put together, again and again. What they make up has its own centre, so
+    that the mixtures along a soft border between two entities do not join them.
+    """
+    cluster = np.arange(len(centers)) if paints is None else one_paint(centers, paints)
+    members = (cluster == np.arange(cluster.max() + 1)[:, None]).astype(np.float64)
+    borders, flat_borders = (members @ counts @ members.T for counts in (borders, flat_borders))
+    sums, areas = members @ (centers * areas[:, None]), members @ areas
+    points = features(sums / areas[:, None])
     apart = distances(points, points)
-    same = (apart <= far) & ((apart <= 2 * delta) | (2 * flat_borders > borders))
-    if paints is not None:
-        paint = one_paint(centers, paints)
-        same |= paint[:, None] == paint
-    cluster = np.arange(count)
-    while True:  # each takes the lowest number among its like until nothing changes
-        lowest = np.where(same, cluster, count).min(axis=1)
-        if (lowest == cluster).all():
+    np.fill_diagonal(apart, np.inf)
+    left = np.ones(len(areas), bool)
+    while True:
+        like = (apart <= 2 * delta) | (apart <= far) & (2 * flat_borders > borders)
+        if not like.any():
             return np.unique(cluster, return_inverse=True)[1]
-        cluster = lowest
+        one, other = np.unravel_index(np.where(like, apart, np.inf).argmin(), apart.shape)
+        cluster[cluster == other] = one
+        for values in (sums, areas, borders, flat_borders, borders.T, flat_borders.T):
+            values[one] += values[other]
+        points[one] = features(sums[one : one + 1] / areas[one])[0]
+        left[other] = False
+        apart[one] = apart[:, one] = np.where(left, distances(points[one : one + 1], points)[0], np.inf)
+        apart[other] = apart[:, other] = apart[one, one] = np.inf
 
 
 def _sureness_of_grid(

@@ -17,7 +17,7 @@ from .entities import count_labels
 # Variances of the picture's channels, in [0, 1], that are far below this are texture, those far above it edges.
 EDGE_VARIANCE = 1e-3
 # The linear functions are found at a resolution at which the radius is about so many pixels.
-WORKING_RADIUS = 6
+WORKING_RADIUS = 4
 # A label that would keep a smaller share of its pixels is too thin for the radius, and keeps them all.
 LEAST_KEPT = 0.5
 

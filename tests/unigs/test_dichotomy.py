@@ -590,3 +590,17 @@ def test_more_entities_than_the_palette_has_colours():
     flat = np.kron(colors.reshape(7, 73, 3), np.ones((12, 12, 1))).astype(np.uint8)
     assert len(decode_colormap(flat)) == 511
     assert len(decode_colormap(paint_badly(flat, 2))) >= 500
+
+
+def test_mixtures_between_two_entities_do_not_join_them():
+    """Bands of colours of which each is like the next: two entities with a soft border, if delta is not too large."""
+    first, second = np.array([(180, 120, 130), (120, 160, 180)])
+    shares = np.repeat(np.linspace(0, 1, 6), [34, 12, 12, 12, 12, 34])
+    colormap = np.zeros((128, 128, 3))
+    colormap[30:100, : len(shares)] = first + (second - first) * shares[:, None]
+    colormap += np.random.default_rng(0).normal(0, 3, colormap.shape) * (colormap > 0)
+    colormap = colormap.clip(0, 255).round().astype(np.uint8)
+    half = 70 * len(shares) // 2
+    assert decode_colormap(colormap, delta=20).areas == pytest.approx([half, half], rel=0.05)
+    assert len(decode_colormap(colormap, delta=10)) == 3
+    assert len(decode_colormap(colormap, delta=60)) == 1
