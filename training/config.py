@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import tyro
 
 from training.sources import SourceConfig
-from unigs.palette import Order
+from unigs.palette import First, Order
 from unigs.tasks import Task
 
 if sys.version_info >= (3, 11):
@@ -59,6 +59,8 @@ class PaletteConfig:
     grid: int = 11
     levels: tuple[int, ...] = (0, 64, 128, 192, 255)
     order: Order = "raster"
+    first: First = "largest"
+    """whose colour it is where two entities lie on one tile"""
 
 
 @dataclass

@@ -67,21 +67,23 @@ def start_pipeline(config: TrainConfig, mixture: Mixture, device: torch.device) 
 def palette_of(config: TrainConfig) -> LocationAwarePalette:
     """The palette of the run: of a UniGS that is trained on its own, else that of the settings.
 
-    Raises ValueError if both are given and differ.
+    Raises ValueError if both are given and differ in more than `first`.
     """
-    chosen = LocationAwarePalette(config.palette.grid, config.palette.levels, config.palette.order)
+    chosen = LocationAwarePalette(**asdict(config.palette))
     if config.pretrained_model_name_or_path is None:
         return chosen
     opened = open_checkpoint(config.pretrained_model_name_or_path)
     if opened.kind is not Kind.UNIGS:
         return chosen
     own = LocationAwarePalette.from_config(opened.settings.get("palette") or {})
-    if config.palette != type(config.palette)() and chosen.to_config() != own.to_config():
+    if config.palette == type(config.palette)():
+        return own
+    if {**chosen.to_config(), "first": own.first} != own.to_config():
         raise ValueError(
             f"{opened.path} was trained with the palette {own.to_config()}, [palette] asks for {chosen.to_config()}: "
-            "leave [palette] out"
+            "leave [palette] out, or change no more than `first`"
         )
-    return own
+    return chosen
 
 
 def open_pretrained(config: TrainConfig, path: Path) -> UniGSPipeline:

@@ -12,6 +12,7 @@ import numpy as np
 from .coarse_mask import as_masks, boxes_of_masks
 
 Order = Literal["raster", "gray", "smooth", "random"]
+First = Literal["largest", "smallest"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ logger = logging.getLogger(__name__)
 class LocationAwarePalette:
     """The picture is tiled grid x grid; an entity takes the colour of the tile that holds its centre of mass.
 
-    If that tile is taken by a larger entity, the nearest free tile gives the colour (ties: the upper, then the left
-    one). The picture's background is black, which is no entity's colour.
+    If that tile is taken by a larger entity (or a smaller one, see `first`), the nearest free tile gives the colour
+    (ties: the upper, then the left one). The picture's background is black, which is no entity's colour.
 
     Args:
         grid: tiles along each side; grid^2 is the largest number of entities in one picture.
@@ -32,6 +33,8 @@ class LocationAwarePalette:
             learns it sooner). "random": the colour tells nothing of where the entity lies, for comparison: the tile is
             drawn anew for each mask, from its pixels, so that the same mask has the same colour; the colours are those
             of "smooth" where the grid allows it.
+        first: which entities choose their tile first. "smallest": things keep the colour of the place where they are,
+            whatever lies behind them.
 
     Attributes:
         colors: (C, 3) uint8, all triples of levels except black in lexicographic order; C = 124 for the default levels.
@@ -43,18 +46,26 @@ class LocationAwarePalette:
     is ours.
     """
 
-    def __init__(self, grid: int = 11, levels: Sequence[int] = (0, 64, 128, 192, 255), order: Order = "raster"):
+    def __init__(
+        self,
+        grid: int = 11,
+        levels: Sequence[int] = (0, 64, 128, 192, 255),
+        order: Order = "raster",
+        first: First = "largest",
+    ):
         levels = tuple(int(level) for level in levels)
         if len(levels) < 2 or list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] > 255:
             raise ValueError(f"levels must be at least two rising whole numbers in 0-255, got {levels}")
         if order not in get_args(Order):
             raise ValueError(f"unknown palette order {order!r}: expected one of {', '.join(get_args(Order))}")
+        if first not in get_args(First):
+            raise ValueError(f"first must be one of {', '.join(get_args(First))}, got {first!r}")
         triples = np.array(list(itertools.product(levels, repeat=3)), np.uint8)
         colors = triples[triples.any(axis=1)]
         largest = len(levels) if order == "smooth" else int(len(colors) ** 0.5)
         if int(grid) != grid or not 1 <= grid <= largest:
             raise ValueError(f"grid must be a whole number from 1 to {largest} for order {order!r}, got {grid}")
-        self.grid, self.levels, self.order = int(grid), levels, order
+        self.grid, self.levels, self.order, self.first = int(grid), levels, order, first
         self.colors = colors
         random = self._smooth if self.grid <= len(levels) else self._raster
         makers = {"raster": self._raster, "gray": self._gray, "smooth": self._smooth, "random": random}
@@ -96,24 +107,27 @@ class LocationAwarePalette:
 
     def to_config(self) -> dict[str, Any]:
         """The arguments that make this palette again, as JSON can hold them."""
-        return {"grid": self.grid, "levels": list(self.levels), "order": self.order}
+        return {"grid": self.grid, "levels": list(self.levels), "order": self.order, "first": self.first}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "LocationAwarePalette":
         """The palette that `to_config` described. Raises ValueError for an unknown key."""
-        unknown = set(config) - {"grid", "levels", "order"}
+        known = ("grid", "levels", "order", "first")
+        unknown = set(config) - set(known)
         if unknown:
-            raise ValueError(f"unknown keys {sorted(unknown)} in a palette configuration: expected grid, levels, order")
+            raise ValueError(f"unknown keys {sorted(unknown)} in a palette configuration: expected {', '.join(known)}")
         return cls(**config)
 
     def __repr__(self) -> str:
-        return f"LocationAwarePalette(grid={self.grid}, levels={self.levels}, order={self.order!r})"
+        return (
+            f"LocationAwarePalette(grid={self.grid}, levels={self.levels}, order={self.order!r}, first={self.first!r})"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocationAwarePalette) and self.to_config() == other.to_config()
 
     def __hash__(self) -> int:
-        return hash((self.grid, self.levels, self.order))
+        return hash((self.grid, self.levels, self.order, self.first))
 
     @property
     def _cell_colors_and_black(self) -> np.ndarray:
@@ -149,8 +163,9 @@ class LocationAwarePalette:
             for box, counts in zip(boxes[filled], per_column, strict=True)
         ]
 
-        # Largest first; where area and centre agree the pixels themselves decide, never the place in the list.
-        keys: list[tuple] = [(-a, y, x) for a, y, x in zip(area, y_sum, x_sum, strict=True)]
+        # By area; where area and centre agree the pixels themselves decide, never the place in the list.
+        sign = -1 if self.first == "largest" else 1
+        keys: list[tuple] = [(sign * a, y, x) for a, y, x in zip(area, y_sum, x_sum, strict=True)]
         repeated = Counter(keys)
         keys = [
             (*key, *box, crop.tobytes()) if repeated[key] > 1 else key

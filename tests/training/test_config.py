@@ -8,6 +8,10 @@ from training import train_joint
 from training.checks import check_settings
 from training.config import CONFIGS, load_config
 from training.geometry import aspect_buckets
+from training.start import palette_of
+from unigs.checkpoints import bundled_model_dir
+from unigs.palette import LocationAwarePalette
+from unigs.pipeline import UniGSPipeline
 from unigs.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
@@ -54,7 +58,7 @@ def test_presets(preset):
         ("palette = 3", "palette = 3 should be of type PaletteConfig"),
         (
             "[task_defaults.entity]\nsteps = 3",
-            "unknown setting 'steps'; expected one of delta, guidance_scale, min_share, num_inference_steps, use_",
+            "unknown setting 'steps'; expected one of delta, guidance_scale, min_share, num_inference_steps, snap_share",
         ),
         ("resolution =", "not valid TOML"),
     ],
@@ -155,10 +159,12 @@ def test_a_model_that_is_not_to_be_trained(tmp_path, sprites, inpainting_model):
     assert "broken.safetensors" in message(
         lambda: train_joint.main([*usual, "--pretrained-model-name-or-path", str(broken)])
     )
-    from unigs.checkpoints import bundled_model_dir
-
     own = ["--pretrained-model-name-or-path", str(bundled_model_dir()), "--palette.grid", "3"]
     assert "was trained with the palette" in message(lambda: train_joint.main([*usual, *own]))
+    assert palette_of(load_config(own[:2])) == UniGSPipeline.from_pretrained().palette
+    for first in ("largest", "smallest"):  # the colours of the tiles are the same
+        options = ["--palette.grid", "5", "--palette.order", "smooth", "--palette.first", first]
+        assert palette_of(load_config([*own[:2], *options])) == LocationAwarePalette(5, order="smooth", first=first)
     (tmp_path / "file").write_text("")
     assert "is a file: give a folder" in message(
         lambda: train_joint.main([*usual, *model, "--output-dir", str(tmp_path / "file")])

@@ -104,6 +104,15 @@ def test_on_a_collision_the_largest_keeps_the_tile_and_the_other_takes_the_neare
     assert (palette.assign(np.stack([large, small])) == [centre, above]).all()
 
 
+def test_or_the_smallest_keeps_it():
+    palette = LocationAwarePalette(11, first="smallest")
+    small, large = rectangle(21, 21, 23, 23), rectangle(16, 16, 28, 28)
+    centre, above = palette.cell_colors[5 * 11 + 5], palette.cell_colors[4 * 11 + 5]
+    assert (palette.assign(np.stack([small, large])) == [centre, above]).all()
+    assert (palette.assign(np.stack([large, small])) == [above, centre]).all()
+    assert palette != LocationAwarePalette(11) and hash(palette) != hash(LocationAwarePalette(11))
+
+
 def test_equal_area_and_centre_are_told_apart_by_their_pixels():
     bar, pole = rectangle(20, 18, 24, 26), rectangle(18, 20, 26, 24)
     palette = LocationAwarePalette(11)
@@ -171,6 +180,7 @@ def test_wrong_masks_are_errors(masks, message):
         ({"grid": 2.5}, "from 1 to 11"),
         ({"grid": 6, "order": "smooth"}, "from 1 to 5"),
         ({"order": "hilbert"}, "raster, gray, smooth, random"),
+        ({"first": "second"}, "first must be one of largest, smallest, got 'second'"),
         ({"levels": (0, 300)}, "0-255"),
         ({"levels": (64, 0)}, "rising"),
         ({"levels": (0,)}, "at least two"),
@@ -182,7 +192,7 @@ def test_wrong_arguments_are_errors(arguments, message):
 
 
 def test_a_configuration_makes_the_same_palette_again():
-    palette = LocationAwarePalette(5, order="smooth")
+    palette = LocationAwarePalette(5, order="smooth", first="smallest")
     assert LocationAwarePalette.from_config(palette.to_config()) == palette
     assert LocationAwarePalette.from_config({"grid": 7}) == LocationAwarePalette(7)
     with pytest.raises(ValueError, match="unknown keys"):
