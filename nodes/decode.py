@@ -168,7 +168,7 @@ class DichotomyDecode(io.ComfyNode):
         palette = palette_of(model)
         masks, previews, trees, counts, scores = [], [], [], [], []
         colormaps = as_colormaps(colormap, "colormap")
-        edges_of = colormaps if image is None else as_colormaps(image, "image")
+        edges_of = [None] if image is None else as_colormaps(image, "image")
         if len(edges_of) not in (1, len(colormaps)):
             raise ValueError(
                 f"image: {len(edges_of)} pictures for {len(colormaps)} colormaps; give one for each, or one for all"

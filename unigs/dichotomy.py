@@ -43,8 +43,6 @@ RING_COMPACTNESS, RING_SIDE, RING_DISTANCE = 0.3, 0.1, 25.0
 FAR = 30.0
 # More than so many standard deviations of the noise is far, if that is more.
 NOISE_TO_FAR = 4.5
-# Clusters are one if their centres are nearer than 2 delta; or nearer than what is far, and more than half of their
-# common border runs where the picture is flat.
 
 
 @dataclass(frozen=True, eq=False)
@@ -442,8 +440,9 @@ def _merge(
 ) -> np.ndarray:
     """The cluster (L,) of each leaf: leaves of nearly one colour, or with no edge where they touch, are one.
 
-    The two nearest of those that may be one are put together, again and again. What they make up has its own centre, so
-    that the mixtures along a soft border between two entities do not join them.
+    That is, nearer than 2 delta; or not far, and more than half of their common border runs where the map is flat. The
+    two nearest of these are put together, again and again. What they make up has its own centre, so that the mixtures
+    along a soft border between two entities do not join them.
     """
     cluster = np.arange(len(centers)) if paints is None else one_paint(centers, paints)
     members = (cluster == np.arange(cluster.max() + 1)[:, None]).astype(np.float64)
