@@ -62,8 +62,8 @@ VARIANTS = {
     "squared": Variant("joint, decoder of squared distances", None, ("--criterion", "mean_squared")),
 }
 MEASURES = (
-    ("scenes, entities", Task.ENTITY, "mIoU"),
-    ("scenes, entities", Task.ENTITY, "AP"),
+    ("scenes", Task.ENTITY, "mIoU"),
+    ("scenes", Task.ENTITY, "AP"),
     ("scenes, kinds never seen", Task.ENTITY, "mIoU"),
     ("scenes", Task.REFERRING, "gIoU"),
     ("scenes", Task.REFERRING, "gIoU, wrong word"),
@@ -90,7 +90,7 @@ def evaluation_command(name: str, options: argparse.Namespace) -> list[str]:
     variant = VARIANTS[name]
     pipeline = folder_of("joint" if variant.training is None else name, options) / "pipeline"
     command = [str(pipeline), "--count", str(options.count), "--output", str(measured_of(name, options).parent)]
-    command += ["--no-stuff", "--tasks", *(task.value for task in variant.tasks), *variant.evaluation]
+    command += ["--tasks", *(task.value for task in variant.tasks), *variant.evaluation]
     paints = any(not task.spec.segments for task in variant.tasks)
     return [*command, "--segmenter", str(bundled_model_dir())] if paints else command
 
@@ -135,8 +135,7 @@ def table(results: Results) -> str:
     lines = [f"| task | measure | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
     for data, task, measure in MEASURES:
         cells = [_cell(found.get(data, {}).get(task.value, {}).get(measure)) for found in results.values()]
-        usual = data in ("scenes", "scenes, entities")
-        where = task.value if usual else f"{task.value}, {data.removeprefix('scenes, ')}"
+        where = task.value if data == "scenes" else f"{task.value}, {data.removeprefix('scenes, ')}"
         lines.append(f"| {where} | {measure} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

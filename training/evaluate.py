@@ -82,8 +82,6 @@ class EvaluateConfig:
     """CLIP score: folder of a CLIP model as transformers saves it"""
     sprites: Path = SPRITE_FOLDER
     """folder of the sprites of --data scenes"""
-    stuff: bool = True
-    """with --data scenes: the sky and the ground of horizons are entities of the entity task too"""
     seed: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -183,8 +181,6 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(f"--max-side {config.max_side} must not be smaller than --short-side {config.short_side}")
     if config.data != "scenes" and config.sprites != SPRITE_FOLDER:
         raise ValueError("--sprites means nothing beside --data FILE.toml: give `sprites` in the table of the data set")
-    if config.data != "scenes" and not config.stuff:
-        raise ValueError("--no-stuff means nothing beside --data FILE.toml: give `stuff` in the table of the data set")
     if config.output is not None and config.output.exists() and not config.output.is_dir():
         raise ValueError(f"--output {config.output} is a file: give a folder")
     try:
@@ -225,9 +221,7 @@ def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:
 
     Raises ValueError or FileNotFoundError, and SystemExit as `from_table`, saying what is wrong with which.
     """
-    sources = (
-        scene_sources(config.sprites, config.stuff) if config.data == "scenes" else read_sources(Path(config.data))
-    )
+    sources = scene_sources(config.sprites) if config.data == "scenes" else read_sources(Path(config.data))
     datasets = []
     for name, source in sources.items():
         tasks = [task for task in config.tasks if task in source.tasks]
@@ -247,23 +241,14 @@ def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:
     return datasets
 
 
-def scene_sources(sprites: Path, stuff: bool) -> dict[str, SourceConfig]:
-    """Held-out scenes, of objects that were trained and of others.
-
-    Args:
-        stuff: whether the sky and the ground of horizons are entities of the entity task.
-    """
-    named = SourceConfig(
-        "scenes", split="heldout", sprites=sprites, tasks=(Task.INPAINTING, Task.SYNTHESIS, Task.REFERRING)
-    )
-    everything = replace(named, stuff=stuff, tasks=(Task.ENTITY,))
+def scene_sources(sprites: Path) -> dict[str, SourceConfig]:
+    """Held-out scenes: for all tasks, and harder ones for those that segment."""
+    heldout, segment = SourceConfig("scenes", split="heldout", sprites=sprites), (Task.REFERRING, Task.ENTITY)
     return {
-        "scenes": named,
-        "scenes, entities": everything,
-        "scenes, kinds never seen": replace(everything, kinds="unseen"),
-        "scenes, sprites never seen": replace(named, kinds="unseen_sprites", tasks=(Task.REFERRING,)),
-        "scenes, entities of sprites never seen": replace(everything, kinds="unseen_sprites"),
-        "scenes, up to six objects": replace(everything, max_objects=6),
+        "scenes": heldout,
+        "scenes, kinds never seen": replace(heldout, kinds="unseen", tasks=(Task.ENTITY,)),
+        "scenes, sprites never seen": replace(heldout, kinds="unseen_sprites", tasks=segment),
+        "scenes, up to six objects": replace(heldout, max_objects=6, tasks=(Task.ENTITY,)),
     }
 
 

@@ -47,7 +47,6 @@ def test_all_are_looked_at_by_the_bundled_model(name, options):
     joint = options.output / "7-steps" / "joint" / "pipeline"
     own = joint if name in ("joint", "squared") else joint.parent.parent / name / "pipeline"
     assert config.checkpoint == own and config.count == 3 and config.tasks == VARIANTS[name].tasks
-    assert not config.stuff  # the preset knows none
     assert config.criterion == ("mean_squared" if name == "squared" else "mean")
     paints = {Task.INPAINTING, Task.SYNTHESIS} & set(config.tasks)
     assert config.segmenter == (bundled_model_dir() if paints else None)
@@ -55,8 +54,7 @@ def test_all_are_looked_at_by_the_bundled_model(name, options):
 
 def test_the_table_has_a_column_a_variant_and_says_what_is_not_there():
     def found(value: float) -> dict:
-        measure = {"value": value, "interval": [value - 0.1, value + 0.1], "pictures": 9}
-        return {"scenes, entities": {"entity": {"mIoU": measure}}}
+        return {"scenes": {"entity": {"mIoU": {"value": value, "interval": [value - 0.1, value + 0.1], "pictures": 9}}}}
 
     text = table({"joint": found(0.5), "entity": found(0.25), "referring": {"scenes": {}}})
     assert text.splitlines()[0] == "| task | measure | joint | entity alone | referring alone |"

@@ -75,15 +75,13 @@ def test_scenes(checkpoint, sprites, tmp_path, capsys, alexnet, clip_folder):
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     results = report["results"]
     assert {name: list(tasks) for name, tasks in results.items()} == {
-        "scenes": ["inpainting", "synthesis", "referring"],
-        "scenes, entities": ["entity"],
+        "scenes": [task.value for task in Task],
         "scenes, kinds never seen": ["entity"],
-        "scenes, sprites never seen": ["referring"],
-        "scenes, entities of sprites never seen": ["entity"],
+        "scenes, sprites never seen": ["referring", "entity"],
         "scenes, up to six objects": ["entity"],
     }
-    entity = results["scenes, entities"]["entity"]
-    assert {"AP", "AP50", "AP75", "mIoU", "mIoU, things", "mIoU, stuff", "F1@0.5", "PQ", "SQ", "RQ"} <= set(entity)
+    entity = results["scenes"]["entity"]
+    assert {"AP", "AP50", "AP75", "mIoU", "F1@0.5", "PQ", "SQ", "RQ"} <= set(entity)
     assert {"gIoU", "cIoU", "gIoU, everything", "gIoU, wrong word", "empty for absent"} <= set(
         results["scenes"]["referring"]
     )
@@ -100,10 +98,10 @@ def test_scenes(checkpoint, sprites, tmp_path, capsys, alexnet, clip_folder):
     assert results["scenes"]["synthesis"]["colormap consistency"]["pictures"] == 4
     assert report["settings"]["count"] == 4 and report["settings"]["tasks"] == [task.value for task in Task]
     table = (tmp_path / "out" / "metrics.md").read_text()
-    assert "| scenes, entities | entity | AP | 0." in table and "| not run: give --inception-weights FILE |" in table
+    assert "| scenes | entity | AP | 0." in table and "| not run: give --inception-weights FILE |" in table
     assert table in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "contact_sheet-scenes.png") as sheet:
-        assert sheet.size == (4 * 32, 9 * 32)
+        assert sheet.size == (4 * 32, 12 * 32)
     assert (tmp_path / "out" / "contact_sheet-scenes_kinds_never_seen.png").is_file()
 
 
@@ -135,17 +133,17 @@ def test_the_same_command_gives_the_same_numbers(checkpoint, sprites, capsys):
 
 
 def test_ctrl_c_keeps_what_was_done(checkpoint, sprites, tmp_path, capsys, monkeypatch):
-    def interrupted(*arguments, **options):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "measure_entity", interrupted)
+    monkeypatch.setattr(evaluate, "measure_referring", interrupted)
     with pytest.raises(SystemExit) as end:
         run(checkpoint, "--sprites", sprites, "--count", 2, "--tasks", "entity", "referring", "--output", tmp_path)
     assert end.value.code == 1
     told = capsys.readouterr().out
-    assert told.startswith("stopped in entity of scenes, entities") and "| scenes | referring | gIoU |" in told
+    assert told.startswith("stopped in referring of scenes") and "| scenes | entity | PQ |" in told
     report = json.loads((tmp_path / "metrics.json").read_text())
-    assert report["stopped"] and list(report["results"]["scenes"]) == ["referring"]
+    assert report["stopped"] and list(report["results"]["scenes"]) == ["entity"]
 
 
 def test_bad_pictures_are_left_out_and_named(checkpoint, data, tmp_path):
@@ -225,17 +223,6 @@ def test_wrong_files_of_data_sets(text, expected, checkpoint, tmp_path):
     with pytest.raises(SystemExit) as error:
         run(checkpoint, "--data", tmp_path / "data.toml", "--tasks", "entity")
     assert expected in str(error.value) and "\n" not in str(error.value)
-
-
-def test_stuff_is_an_entity_or_not(checkpoint, sprites, tmp_path):
-    true = {}
-    for option in ("--stuff", "--no-stuff"):
-        run(checkpoint, "--sprites", sprites, "--count", 6, "--tasks", "entity", option, "--output", tmp_path)
-        results = json.loads((tmp_path / "metrics.json").read_text())["results"]
-        true[option] = {name: tasks["entity"]["entities true"]["value"] for name, tasks in results.items()}
-        assert all(("mIoU, stuff" in tasks["entity"]) == (option == "--stuff") for tasks in results.values())
-    # of a horizon there are two entities, of another background one
-    assert all(true["--stuff"][name] - plain > 0.3 for name, plain in true["--no-stuff"].items())
 
 
 def test_sprites_belong_to_scenes(checkpoint, data, sprites):
