@@ -93,7 +93,7 @@ class DichotomyDecode(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip="Clusters nearest to one colour of the model's palette are one entity. On for what the "
-                    "bundled model paints in inpainting and synthesis, whose colours are unsure.",
+                    "bundled model paints in synthesis, whose colours are unsure.",
                 ),
                 io.Image.Input(
                     "image",
