@@ -111,8 +111,8 @@ def decode(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         found = dichotomy(colormap, options.delta, options.criterion, options.palette, options.denoise)
         radius = background_radius_of(options.palette)
-        edges = (images[index], options.snap) if options.snap else ()
-        entities = found.entities(options.keep_background, options.min_area, options.components, radius, *edges)
+        given = options.keep_background, options.min_area, options.components, radius
+        entities = found.entities(*given, images[index] if images else None, options.snap)
         seconds = time.perf_counter() - start
         _save_entities(options, name, colormap, path.name, entities, {"task": "decode", "source": str(path)}, seconds)
         dichotomy_tree(colormap, found=found, entities=entities).save(options.out / name / "tree.png")

@@ -54,15 +54,15 @@ def snap_to_edges(labels: np.ndarray, image: np.ndarray, radius: int) -> np.ndar
     largest = areas.argmax()
     strongest = np.full(padded.shape, largest, labels.dtype)
     strength, total = np.full(padded.shape, -np.inf, np.float32), np.zeros(padded.shape, np.float32)
-    for label, box in enumerate(find_objects(padded + 1)):
-        if box is None or label == largest:
+    reach = 2 * coarse.radius + 1  # beyond that a mask is not felt
+    for label, found in enumerate(find_objects(padded.astype(np.intp) + 1)):
+        if found is None or label == largest:
             continue
-        small = tuple(  # beyond twice the radius a mask is not felt
-            slice(max(0, side.start // step - 2 * coarse.radius - 1), -(-side.stop // step) + 2 * coarse.radius + 1)
-            for side in box
-        )
-        box = tuple(slice(side.start * step, side.stop * step) for side in small)
-        factors = coarse.factors(_shrunk((padded[box] == label).astype(np.float32), step), small)
+        top, bottom, left, right = (place // step for side in found for place in (side.start, side.stop + step - 1))
+        top, left = max(0, top - reach), max(0, left - reach)
+        rows, columns = slice(top, bottom + reach), slice(left, right + reach)
+        box = tuple(slice(side.start * step, side.stop * step) for side in (rows, columns))
+        factors = coarse.factors(_shrunk((padded[box] == label).astype(np.float32), step), rows, columns)
         factors = _enlarged(factors, step)
         own = np.einsum("ijk,ijk->ij", guide[box], factors[..., :3]) + factors[..., 3]
         total[box] += own
@@ -87,9 +87,10 @@ class _Guide:
         covariance -= self.mean[..., :, None] * self.mean[..., None, :]
         self.inverse = np.linalg.inv(covariance + EDGE_VARIANCE * np.eye(3, dtype=np.float32))
 
-    def factors(self, mask: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
+    def factors(self, mask: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """(h, w, 4): at each pixel the factors of the three channels, and what is added, that make them the mask (h, w)
-        float32 in [0, 1], which lies in this box of the picture."""
+        float32 in [0, 1], which lies in these rows and columns of the picture."""
+        box = rows, columns
         mean = self.mean[box]
         share = self._blurred(mask[..., None])
         covariance = self._blurred(self.picture[box] * mask[..., None]) - mean * share
@@ -99,7 +100,7 @@ class _Guide:
 
     def _blurred(self, values: np.ndarray) -> np.ndarray:
         side = 2 * self.radius + 1
-        return uniform_filter(values, (side, side, 1), mode="nearest")
+        return uniform_filter(values, (side, side, 1), mode="nearest")  # pyright: ignore[reportArgumentType]
 
 
 def _shrunk(values: np.ndarray, step: int) -> np.ndarray:

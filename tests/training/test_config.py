@@ -58,7 +58,7 @@ def test_presets(preset):
         ("palette = 3", "palette = 3 should be of type PaletteConfig"),
         (
             "[task_defaults.entity]\nsteps = 3",
-            "unknown setting 'steps'; expected one of delta, guidance_scale, min_share, num_inference_steps, snap_share",
+            "unknown setting 'steps'; expected one of delta, guidance_scale, min_share, num_inference_steps, snap_",
         ),
         ("resolution =", "not valid TOML"),
     ],

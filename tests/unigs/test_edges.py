@@ -94,6 +94,12 @@ def test_no_label_is_lost_or_invented(labels, radius, seed):
     assert set(np.unique(found)) == set(np.unique(labels))
 
 
+def test_as_many_labels_as_a_byte_holds():
+    labels = np.kron(np.arange(256, dtype=np.uint8).reshape(16, 16), np.ones((4, 4), np.uint8))
+    picture = np.kron(np.random.default_rng(0).integers(0, 256, (16, 16, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    assert (snap_to_edges(labels, picture, 2) == labels).mean() > 0.99
+
+
 def test_the_decoder_takes_the_picture():
     labels, picture = scene(0)
     colormap = (COLORS * (np.arange(4) > 0)[:, None].astype(np.uint8))[softened(labels, 2.5)]
