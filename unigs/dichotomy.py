@@ -17,7 +17,6 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from .edges import snap_to_edges
 from .entities import Entities, count_labels, relabel
 from .palette import LocationAwarePalette
 from .parts import split_components, without_small
@@ -101,6 +100,8 @@ class Dichotomy:
             colors, scores = colors[origin], scores[origin]
         labels = without_small(labels, min_area)
         if snap:
+            from .edges import snap_to_edges  # loads scipy
+
             labels = snap_to_edges(labels, _check_picture(image, "image"), snap)
         return Entities.from_labels(labels, colors, scores)
 

@@ -19,9 +19,10 @@ def of(differences: dict[str, dict[str, float]], checkpoint: str, what: str) -> 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_the_unet_agrees_up_to_rounding(differences, checkpoint):
-    """Of the largest value. At step 999 the phase of the time embedding is rounded by up to 6e-5."""
+    """Of the largest value. At step 999 the phase of the time embedding is rounded by up to 6e-5, and a processor may
+    round that either way."""
     found = of(differences, checkpoint, "UNet")
-    assert len(found) == 8 and max(found.values()) < 2e-5, found
+    assert len(found) == 8 and max(found.values()) < 1e-4, found
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)

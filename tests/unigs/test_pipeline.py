@@ -244,7 +244,7 @@ def test_save_and_load(pipe, tmp_path):
         ("referring", {"image": [PICTURE] * 3, "prompt": ["dog", "cat"]}, r"length 1 or 3 .*'prompt': 2"),
         ("entity", {"num_inference_steps": 0}, "at least 1"),
         ("entity", {"delta": 0.0}, "delta must be positive, min_area and snap not negative, got 0.0, "),
-        ("entity", {"min_area": -1}, "delta must be positive, min_area and snap not negative, got .* and -1"),
+        ("entity", {"min_area": -1}, "delta must be positive, min_area and snap not negative, got .*, -1 and "),
         ("entity", {"output_type": "np"}, "'pil' or 'pt'"),
         ("entity", {"latents": torch.zeros(1, 4, 16, 16)}, r"latents must have shape \(1, 8, 16, 16\)"),
     ],
