@@ -148,7 +148,8 @@ def task_inputs() -> list[Any]:
             "prompt",
             multiline=True,
             default="",
-            tooltip="What to paint or to find: dog and cat. Not looked at by the task entity.",
+            tooltip="What to paint or to find: dog and cat. The task entity looks only at a text that begins with "
+            "panoptic:, like panoptic: all entities and stuff.",
         ),
         io.String.Input(
             "negative",

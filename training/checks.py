@@ -61,6 +61,7 @@ def check_settings(config: TrainConfig) -> None:
     }
     shares["last_timestep_share + default_steps_share"] = config.last_timestep_share + config.default_steps_share
     shares |= {f"data.{name}": getattr(config.data, name) for name in ("min_share", "negatives", "words_only")}
+    shares["data.stuff_asked"] = config.data.stuff_asked or 0
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value}")

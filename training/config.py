@@ -50,6 +50,9 @@ class DataConfig:
     """share of referring examples that ask for an absent object; their target is the empty colormap"""
     words_only: float = 0.5
     """share of referring examples whose coarse mask is everything, so that only the words tell what is asked for"""
+    stuff_asked: float | None = None
+    """share of entity examples whose prompt asks for stuff too: "panoptic: all entities and stuff."; in the others stuff
+    is background. If not given, stuff is always an entity, and the prompt says nothing of it"""
 
 
 @dataclass

@@ -82,6 +82,9 @@ class EvaluateConfig:
     """CLIP score: folder of a CLIP model as transformers saves it"""
     sprites: Path = SPRITE_FOLDER
     """folder of the sprites of --data scenes"""
+    stuff: bool = False
+    """ask the entity task for stuff too ("panoptic: all entities and stuff."), of a checkpoint that was trained to be
+    asked; of composed scenes, where it is the sky and the ground, only that task is measured then"""
     seed: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -125,9 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for dataset in datasets:
             for task in dataset.tasks:
-                results[dataset.name][task] = measure(task, dataset, model, segmenter, networks, config.seed)
-            if config.output is not None:
-                draw_sheet(dataset, model, config.output / f"contact_sheet-{as_file_name(dataset.name)}.png")
+                results[dataset.name][task] = measure(task, dataset, model, segmenter, networks, config)
+            draw_sheet(dataset, model, config)
     except KeyboardInterrupt:
         stopped = f"stopped in {task.value} of {dataset.name}: what follows is what was done before"
     except TooManyBadPictures as error:
@@ -221,7 +223,10 @@ def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:
 
     Raises ValueError or FileNotFoundError, and SystemExit as `from_table`, saying what is wrong with which.
     """
-    sources = scene_sources(config.sprites) if config.data == "scenes" else read_sources(Path(config.data))
+    if config.data == "scenes":
+        sources = scene_sources(config.sprites, config.stuff)
+    else:
+        sources = read_sources(Path(config.data))
     datasets = []
     for name, source in sources.items():
         tasks = [task for task in config.tasks if task in source.tasks]
@@ -241,9 +246,11 @@ def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:
     return datasets
 
 
-def scene_sources(sprites: Path) -> dict[str, SourceConfig]:
-    """Held-out scenes: for all tasks, and harder ones for those that segment."""
+def scene_sources(sprites: Path, stuff: bool = False) -> dict[str, SourceConfig]:
+    """Held-out scenes: for all tasks, and harder ones for those that segment; with stuff for the entity task alone."""
     heldout, segment = SourceConfig("scenes", split="heldout", sprites=sprites), (Task.REFERRING, Task.ENTITY)
+    if stuff:
+        heldout, segment = replace(heldout, stuff=True, tasks=(Task.ENTITY,)), (Task.ENTITY,)
     return {
         "scenes": heldout,
         "scenes, kinds never seen": replace(heldout, kinds="unseen", tasks=(Task.ENTITY,)),
@@ -267,8 +274,11 @@ def read_sources(file: Path) -> dict[str, SourceConfig]:
     return {name: from_table(SourceConfig, settings, f"{where}: {name}") for name, settings in table.items()}
 
 
-def measure(task: Task, dataset: DataSet, model: Model, segmenter: Model, networks: Networks, seed: int) -> Measures:
+def measure(
+    task: Task, dataset: DataSet, model: Model, segmenter: Model, networks: Networks, config: EvaluateConfig
+) -> Measures:
     """All measures of a task on a data set."""
+    seed = config.seed
     records = read_records(dataset, f"{task.value} of {dataset.name}")
     match task:
         case Task.INPAINTING:
@@ -278,7 +288,7 @@ def measure(task: Task, dataset: DataSet, model: Model, segmenter: Model, networ
         case Task.REFERRING:
             return measure_referring(model, records, dataset.records, seed)
         case Task.ENTITY:
-            return measure_entity(model, records, background=isinstance(dataset.records, Scenes))
+            return measure_entity(model, records, isinstance(dataset.records, Scenes), config.stuff)
 
 
 def read_records(dataset: DataSet, title: str) -> Iterator[Record]:
@@ -294,16 +304,20 @@ def read_records(dataset: DataSet, title: str) -> Iterator[Record]:
             yield replace(record, open_image=lambda image=image: image)
 
 
-def draw_sheet(dataset: DataSet, model: Model, file: Path) -> None:
-    """The grid that training shows, of the first pictures, cut to squares. Nothing if there is nothing to be seen."""
+def draw_sheet(dataset: DataSet, model: Model, config: EvaluateConfig) -> None:
+    """The grid that training shows, of the first pictures, cut to squares, into the output folder. Nothing if there is
+    nothing to be seen."""
+    if config.output is None:
+        return
     side = model.pipeline.default_size
     geometry = Geometry((side, side), random_crop=False, flip=0)
     rows: list[dict[Task, Example]] = []
     for picture, record in enumerate(read_records(dataset, "contact sheet")):
         try:
             rng = np.random.default_rng([model.seed, 3, picture])
+            options: Any = {"geometry": geometry, "stuff_asked": 1.0 if config.stuff else None}
             palette = model.pipeline.palette
-            rows.append({task: make_example(record, rng, palette, task, geometry=geometry) for task in dataset.tasks})
+            rows.append({task: make_example(record, rng, palette, task, **options) for task in dataset.tasks})
         except NothingToSee:
             continue
         if len(rows) == SHEET_COLUMNS:
@@ -311,7 +325,7 @@ def draw_sheet(dataset: DataSet, model: Model, file: Path) -> None:
     if rows:
         examples = {task: [row[task] for row in rows] for task in dataset.tasks}
         grid, _ = validation_grid(model.pipeline, examples, model.batch_size, model.seed, model.steps)
-        grid.save(file)
+        grid.save(config.output / f"contact_sheet-{as_file_name(dataset.name)}.png")
 
 
 def as_file_name(name: str) -> str:

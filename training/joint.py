@@ -13,7 +13,7 @@ from training.datasets.scenes import Scenes
 from training.geometry import Geometry, View, nearest_bucket, whole_view
 from unigs.coarse_mask import coarse_mask_of_masks
 from unigs.palette import LocationAwarePalette
-from unigs.tasks import Task, join_nouns
+from unigs.tasks import WITH_STUFF, Task, join_nouns
 
 MAX_ENTITIES = 4  # entities of a sample, except for the entity task (supplementary of the paper, section 1)
 MAX_SKIPPED = 1000  # records in a row without anything to learn from, before something must be wrong
@@ -59,6 +59,7 @@ def make_example(
     vocabulary: Sequence[str] | None = None,
     negatives: float = 0.0,
     words_only: float = 0.5,
+    stuff_asked: float | None = None,
     caption_dropout: float = 0.0,
 ) -> Example:
     """Draw one example of `task`, or of a task drawn from `tasks` by their sample ratios.
@@ -68,6 +69,8 @@ def make_example(
         vocabulary: nouns that a negative may ask for; None: no negatives.
         negatives: share of referring examples that ask for an absent object; their colormap is empty.
         words_only: share of referring examples whose coarse mask is everything: then only the words tell.
+        stuff_asked: share of entity examples whose prompt asks for stuff too; in the others stuff is background, unless
+            there is nothing else. None: stuff is always an entity, and the prompt says nothing of it.
         caption_dropout: share of the examples that paint (inpainting, synthesis) with an empty prompt, for guidance.
 
     Raises:
@@ -83,6 +86,7 @@ def make_example(
     chosen = np.arange(len(view.labels))
     coarse = np.ones(shape, bool)
     asked: list[str] | None = None
+    prompt: str | None = None
     if task is Task.INPAINTING:
         chosen = _subset(rng, len(chosen), MAX_ENTITIES)
         coarse = coarse_mask_of_masks(view.masks_of(chosen), "mixed", rng)
@@ -103,13 +107,19 @@ def make_example(
             if not around.any():
                 around[rng.integers(len(around))] = True
             coarse = coarse_mask_of_masks(view.masks_of(around), "mixed", rng)
-    elif len(chosen) > palette.grid**2:  # more than there are colours: the largest
-        chosen = np.sort(np.argsort(-view.masks.sum((1, 2)), kind="stable")[: palette.grid**2])
+    else:
+        if stuff_asked is not None and (rng.random() < stuff_asked or not view.is_thing.any()):
+            prompt = WITH_STUFF
+        elif stuff_asked is not None:
+            chosen = np.flatnonzero(view.is_thing)
+        if len(chosen) > palette.grid**2:  # more than there are colours: the largest
+            areas = view.masks_of(chosen).sum((1, 2))
+            chosen = chosen[np.sort(np.argsort(-areas, kind="stable")[: palette.grid**2])]
     masks = view.masks_of(chosen)
     colormap = palette.encode(masks) if len(masks) else np.zeros((*shape, 3), np.uint8)
     labels = [view.labels[i] for i in chosen]
     nouns = asked or _left_to_right(masks, labels)
-    prompt = task.spec.prompt(join_nouns(nouns))
+    prompt = prompt or task.spec.prompt(join_nouns(nouns))
     if view.place and task is Task.SYNTHESIS and rng.random() < 0.7:
         prompt = task.spec.prompt(f"{join_nouns(nouns)} {view.place}")
     if task.spec.control != "image" and rng.random() < caption_dropout:
@@ -128,7 +138,7 @@ class JointExamples:
         geometry: what the pictures are cut to; without it all must have one size already.
         buckets: sizes (H, W); each picture is cut to the one whose shape is closest to its own, instead of to
             `geometry.size`.
-        negatives, words_only, caption_dropout: as in `make_example`. Negatives are drawn only from data sets in which
+        negatives, words_only, stuff_asked, caption_dropout: as in `make_example`. Negatives are drawn only from data sets in which
             everything is annotated.
 
     Attributes:
@@ -146,12 +156,14 @@ class JointExamples:
         buckets: Sequence[tuple[int, int]] = (),
         negatives: float = 0.0,
         words_only: float = 0.5,
+        stuff_asked: float | None = None,
         caption_dropout: float = 0.0,
     ):
         if buckets and geometry is None:
             raise ValueError("buckets need a geometry, which cuts the pictures to them")
         self.mixture, self.palette, self.geometry, self.buckets = mixture, palette, geometry, tuple(buckets)
-        self.negatives, self.words_only, self.caption_dropout = negatives, words_only, caption_dropout
+        self.negatives, self.words_only, self.stuff_asked = negatives, words_only, stuff_asked
+        self.caption_dropout = caption_dropout
         self.bad_pictures = BadPictures()
 
     def bucket(self, index: int) -> int:
@@ -183,6 +195,7 @@ class JointExamples:
                     vocabulary=dataset.nouns if dataset.exhaustive else None,
                     negatives=self.negatives,
                     words_only=self.words_only,
+                    stuff_asked=self.stuff_asked,
                     caption_dropout=self.caption_dropout,
                 )
             except BadPicture as error:

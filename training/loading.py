@@ -90,6 +90,7 @@ def open_examples(
         buckets=buckets,
         negatives=data.negatives,
         words_only=data.words_only,
+        stuff_asked=data.stuff_asked,
         caption_dropout=config.conditioning_dropout_prob,
     )
 

@@ -31,21 +31,23 @@ from unigs.coarse_mask import boxes_of_masks, coarse_mask
 from unigs.conditions import HOLE_VALUE
 from unigs.entities import Entities, count_labels
 from unigs.matching import best_matching, match_entities
-from unigs.tasks import Task
+from unigs.tasks import WITH_STUFF, Task
 
 NOTHING = 0.005  # share of a picture's pixels below which nothing was found
 
 
-def measure_entity(model: Model, records: Iterable[Record], background: bool) -> Measures:
+def measure_entity(model: Model, records: Iterable[Record], background: bool, stuff: bool = False) -> Measures:
     """Entity segmentation: AP^e, class-agnostic PQ, mean IoU over the entities (where there is stuff, of things and of
     stuff too), F1 at IoU 0.5.
 
     Args:
         background: whether what is outside all entities of a record is an entity itself, as in composed scenes; else
             nobody annotated it, and it counts for nothing.
+        stuff: whether the prompt asks for stuff too, see `WITH_STUFF`.
     """
     tally, ap = Tally(), EntityAp()
-    questions = (Question(i, model.fit(record.image), record) for i, record in enumerate(records))
+    prompt = WITH_STUFF if stuff else None
+    questions = (Question(i, model.fit(record.image), record, prompt) for i, record in enumerate(records))
     for answer in model.answer(Task.ENTITY, questions):
         picture, record = answer.question.picture, answer.question.about
         found = Entities.from_labels(

@@ -117,6 +117,7 @@ def fingerprint(config: TrainConfig, pipeline: UniGSPipeline, examples: JointExa
         "conditioning_dropout_prob": examples.caption_dropout,
         "data.negatives": examples.negatives,
         "data.words_only": examples.words_only,
+        "data.stuff_asked": examples.stuff_asked,
         "aspect buckets": examples.buckets,
     }
     if examples.geometry is not None:

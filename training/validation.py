@@ -37,7 +37,9 @@ def validation_examples(config: TrainConfig) -> dict[Task, list[Example]]:
     opened, palette, examples = open_sources(sources, config.resolution, config.tasks), palette_of(config), {}
     for task in config.tasks:
         if any(task in source.tasks for source in opened):
-            drawn = JointExamples(Mixture(opened, config.seed, (task,)), palette, geometry=geometry)
+            drawn = JointExamples(
+                Mixture(opened, config.seed, (task,)), palette, geometry=geometry, stuff_asked=config.data.stuff_asked
+            )
             examples[task] = [drawn[i] for i in range(config.num_validation_images)]
     return examples
 

@@ -27,7 +27,7 @@ from .entities import Entities
 from .palette import LocationAwarePalette
 from .saving import save_entities, write_json
 from .splitting import Criterion
-from .tasks import Task
+from .tasks import WITH_STUFF, Task
 from .visualize import contact_sheet, dichotomy_tree, overlay
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to load, and `--help` and `decode` need neither
@@ -245,7 +245,7 @@ def _call(pipe: "UniGSPipeline", task: Task, options: argparse.Namespace, **inpu
     start = time.perf_counter()
     result = pipe(
         task,
-        prompt=options.prompt if task.spec.needs_prompt else None,
+        prompt=_prompt(task, options),
         negative_prompt=getattr(options, "negative", None),
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
@@ -320,8 +320,14 @@ def _read_mask(path: Path) -> Image.Image:
     return mask
 
 
+def _prompt(task: Task, options: argparse.Namespace) -> str | None:
+    if task.spec.needs_prompt:
+        return options.prompt
+    return WITH_STUFF if getattr(options, "stuff", False) else None
+
+
 def _facts(task: Task, options: argparse.Namespace) -> dict[str, Any]:
-    facts = {"task": task.value, "prompt": options.prompt if task.spec.needs_prompt else None, "seed": options.seed}
+    facts = {"task": task.value, "prompt": _prompt(task, options), "seed": options.seed}
     return {**facts, "checkpoint": None if options.checkpoint is None else str(options.checkpoint)}
 
 
@@ -541,6 +547,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(segment, "find every entity", "photo.png another.png --out found")
     command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    command.add_argument(
+        "--stuff",
+        action="store_true",
+        help="sky, ground and the like too, of a checkpoint that leaves them to the background unless asked, as the "
+        "bundled one does",
+    )
     command.add_argument("--ensemble", help=voted_help, **voted)
 
     command = add(decode, "decode a colormap into entities, without a model", "colormap.png", output)

@@ -339,7 +339,9 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             task: "inpainting", "synthesis", "referring" or "entity".
             image: RGB picture(s) of one size, any size; as a tensor (B, 3, H, W) float in [0, 1]. Not for synthesis,
                 unless it is held.
-            prompt: the entities to paint or find, one text (or list of nouns) a picture: "dog and cat". Not for entity.
+            prompt: the entities to paint or find, one text (or list of nouns) a picture: "dog and cat". A text
+                that begins like the task's own ("referring: ", "panoptic: ") is taken as it is. Entity needs none;
+                `unigs.tasks.WITH_STUFF` asks it for stuff too, of checkpoints that know the difference.
             coarse_mask: where to paint (inpainting) or to look (referring, optional): (H, W) or (B, H, W) bool, or
                 pictures that are white there. A stroke of any shape will do; `unigs.coarse_mask` makes one from boxes.
             colormap: for synthesis, or to be held: flat entity colours of `pipe.palette` on black.

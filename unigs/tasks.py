@@ -71,15 +71,15 @@ class TaskSpec:
         A text that already starts with the task's prefix is returned as it is.
         Raises ValueError if the task needs nouns and none are given.
         """
+        text = (nouns if isinstance(nouns, str) else join_nouns(nouns or [])).strip()
+        if text.lower().startswith(self.prefix):
+            return text
         if not self.needs_prompt:
             return self.prompt_template
-        text = (nouns if isinstance(nouns, str) else join_nouns(nouns or [])).strip()
         if not text:
             raise ValueError(
                 f"this task needs a prompt that names what to look for or paint, like 'dog and cat'; got {nouns!r}"
             )
-        if text.lower().startswith(self.prefix):
-            return text
         return self.prompt_template.format(nouns=text.rstrip(". "))
 
 
@@ -89,6 +89,9 @@ TASKS = {
     Task.REFERRING: TaskSpec(2, "image", "optional", "referring: find {nouns}.", False, 0.2),
     Task.ENTITY: TaskSpec(3, "image", "full", "panoptic: all entities.", True, 0.2),
 }
+
+# The entity task's prompt for a checkpoint that leaves sky and ground to the background unless it is asked for them.
+WITH_STUFF = "panoptic: all entities and stuff."
 
 # What a checkpoint that says nothing of its own gets. For the decoder of colormaps: delta, the share of the picture
 # below which an entity goes to what surrounds it, whether to go by the colours of the palette, and by what share of the

@@ -10,8 +10,9 @@ from PIL import Image
 from tests.training.fixtures import write_panoptic, write_refcoco
 from training import evaluate
 from training.datasets.scenes import Scenes
+from training.questions import Model
 from unigs.pipeline import UniGSPipeline
-from unigs.tasks import Task
+from unigs.tasks import WITH_STUFF, Task
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,22 @@ def test_sizes_can_be_asked_for(checkpoint, data, tmp_path):
     options = ["--tasks", "entity", "--count", 2, "--short-side", 40, "--max-side", 50, "--output", tmp_path]
     run(checkpoint, "--data", data["tables"], *options)
     assert json.loads((tmp_path / "metrics.json").read_text())["results"]["coco"]["entity"]["PQ"]["pictures"] == 2
+
+
+def test_stuff_is_asked_for(checkpoint, sprites, tmp_path, monkeypatch):
+    said, answer = [], Model.answer
+
+    def listening(self, task, questions):
+        questions = list(questions)
+        said.extend((task, question.prompt) for question in questions)
+        return answer(self, task, questions)
+
+    monkeypatch.setattr(Model, "answer", listening)
+    run(checkpoint, "--sprites", sprites, "--count", 4, "--stuff", "--output", tmp_path)
+    assert set(said) == {(Task.ENTITY, WITH_STUFF)}
+    results = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    assert len(results) == 4 and all(list(tasks) == ["entity"] for tasks in results.values())
+    assert {"mIoU, things", "mIoU, stuff"} <= set(results["scenes"]["entity"])
 
 
 def test_the_same_command_gives_the_same_numbers(checkpoint, sprites, capsys):

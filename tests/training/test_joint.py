@@ -8,13 +8,14 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from training.datasets import Record
+from training.datasets.scenes import KINDS, Scenes, SpriteLibrary
 from training.geometry import Geometry
 from training.joint import NothingToSee, make_example
 from unigs.coarse_mask import boxes_of_masks
 from unigs.conditions import control_picture
 from unigs.dichotomy import decode_colormap
 from unigs.palette import LocationAwarePalette
-from unigs.tasks import Task, join_nouns
+from unigs.tasks import WITH_STUFF, Task, join_nouns
 
 PALETTE = LocationAwarePalette(5, order="smooth")
 
@@ -69,6 +70,25 @@ def test_two_of_a_kind_are_counted(scenes):
     for seed in range(20):  # who asks for dogs gets both
         example = make_example(record, np.random.default_rng(seed), PALETTE, task=Task.REFERRING)
         assert example.nouns.count("dog") in (0, 2)
+
+
+def test_stuff_is_an_entity_where_the_prompt_asks_for_it(sprites):
+    horizons, asked = Scenes(SpriteLibrary(sprites, KINDS), 64, "train", stuff=True), Counter()
+    for record, example in examples(horizons, count=200, task=Task.ENTITY, stuff_asked=0.3):
+        things = [noun for noun, is_thing in zip(record.labels, record.is_thing, strict=True) if is_thing]
+        assert example.prompt in (WITH_STUFF, "panoptic: all entities.")
+        assert example.labels == (record.labels if example.prompt == WITH_STUFF else things)
+        asked[example.prompt] += 1
+    assert asked[WITH_STUFF] / 200 == pytest.approx(0.3, abs=0.1)
+    for record, example in examples(horizons, task=Task.ENTITY):
+        assert example.prompt == "panoptic: all entities." and example.labels == record.labels
+
+
+def test_stuff_alone_is_asked_for(scenes):
+    record = Record.from_arrays(scenes[0].image, np.ones((1, 64, 64), bool), ["sky"], np.zeros(1, bool))
+    for seed in range(5):
+        example = make_example(record, np.random.default_rng(seed), PALETTE, Task.ENTITY, stuff_asked=0.0)
+        assert example.prompt == WITH_STUFF and example.labels == ["sky"]
 
 
 def test_coarse_masks(scenes):

@@ -16,6 +16,7 @@ from unigs import __main__ as command_line
 from unigs.__main__ import main
 from unigs.checkpoints import bundled_model_dir
 from unigs.palette import LocationAwarePalette
+from unigs.tasks import WITH_STUFF
 
 needs_model = pytest.mark.skipif(
     not (bundled_model_dir() / "unet" / "diffusion_pytorch_model.safetensors").is_file(),
@@ -171,6 +172,15 @@ def test_segment_keeps_the_size_and_gives_the_same_again(tmp_path, photo):
         assert check_folder(folder, (96, 64))["task"] == "entity"
     for name in ("picture.png", "colormap.png", "entities.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+@needs_model
+def test_stuff_is_asked_for(tmp_path, photo):
+    prompts = {}
+    for options in ((), ("--stuff",)):
+        assert main(["segment", str(photo), "--steps", "1", "--out", str(tmp_path), *options]) == 0
+        prompts[options] = json.loads((tmp_path / "photo" / "entities.json").read_text())["prompt"]
+    assert prompts == {(): None, ("--stuff",): WITH_STUFF}
 
 
 @needs_model

@@ -1,6 +1,6 @@
 import pytest
 
-from unigs.tasks import TASKS, Task, join_nouns, plural
+from unigs.tasks import TASKS, WITH_STUFF, Task, join_nouns, plural
 
 
 def test_values_and_ids():
@@ -24,6 +24,7 @@ def test_parse():
         (Task.REFERRING, "referring: find dog.", "referring: find dog."),
         (Task.ENTITY, "anything", "panoptic: all entities."),
         (Task.ENTITY, None, "panoptic: all entities."),
+        (Task.ENTITY, WITH_STUFF, "panoptic: all entities and stuff."),
     ],
 )
 def test_prompt(task, nouns, text):
