@@ -138,8 +138,8 @@ class JointExamples:
         geometry: what the pictures are cut to; without it all must have one size already.
         buckets: sizes (H, W); each picture is cut to the one whose shape is closest to its own, instead of to
             `geometry.size`.
-        negatives, words_only, stuff_asked, caption_dropout: as in `make_example`. Negatives are drawn only from data sets in which
-            everything is annotated.
+        negatives, words_only, stuff_asked, caption_dropout: as in `make_example`. Negatives are drawn only from data
+            sets in which everything is annotated.
 
     Attributes:
         bad_pictures: what was skipped, in this process.
