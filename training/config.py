@@ -51,8 +51,8 @@ class DataConfig:
     words_only: float = 0.5
     """share of referring examples whose coarse mask is everything, so that only the words tell what is asked for"""
     stuff_asked: float | None = None
-    """share of entity examples whose prompt asks for stuff too, "panoptic: all entities and stuff."; in the others it is
-    background. If not given, stuff is always an entity, and the prompt says nothing of it"""
+    """share of entity examples whose prompt asks for stuff too, "panoptic: all entities and stuff."; in the others
+    stuff is background. If not given, it is always an entity, and the prompt says nothing of it"""
 
 
 @dataclass
