@@ -1,4 +1,4 @@
-"""ComfyUI's own MODEL, CLIP and VAE for a checkpoint. The only file that touches ComfyUI's internals.
+"""ComfyUI's own MODEL, CLIP and VAE for a checkpoint. The only file that builds on ComfyUI's models.
 
 The UNet becomes the host's UNet of Stable Diffusion with other numbers, so memory, offloading, previews, cancelling,
 LoRA and every sampler are the host's. Nothing is guessed from the weights: the checkpoint says what they are. Those of

@@ -191,7 +191,7 @@ class UniGSSampler(io.ComfyNode):
         painted_colormap = image_batch(vote(torch.stack(colormaps)))
         if chosen is Task.INPAINTING and hold != "image":
             source, mask = ready.source.to(painted.device), ready.mask.to(painted.device)
-            painted = image_batch(paste_known(painted.movedim(-1, 1), source, mask))
+            painted = image_batch(paste_known(as_pictures(painted, "image"), source, mask))
         return io.NodeOutput(painted, painted_colormap)
 
 

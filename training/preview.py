@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from training.config import TrainConfig
+from training.datasets.mixture import Mixture
 from training.encoding import Drawing, Drawn, Encoder
 from training.joint import JointExamples
 from training.muon import split_parameters
@@ -70,10 +71,9 @@ def preview(
             latents = sample.tensors["colormap_mean"][None].to(encoder.device, torch.float32)
             restored = decode_latents(encoder.vae, latents)[0].cpu()
         shown[Task(sample.facts["task"])].append(Shown(drawn, sample, restored))
-    sheet(shown).save(path)
+    sheet(shown, examples.mixture.ratios).save(path)
     seconds = float(np.median(drawn_in)), float(np.median(encoded_in))
-    epoch_size = examples.mixture.epoch_size
-    for line in estimates(config, pipeline, shown, epoch_size, epochs, folder, *seconds, encoder.device):
+    for line in estimates(config, pipeline, shown, examples.mixture, epochs, folder, *seconds, encoder.device):
         print(line)
     print(f"{EACH} examples of each task: {path}")
 
@@ -93,7 +93,7 @@ def first_of_each(examples: JointExamples, count: int) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------ the sheet
 
 
-def sheet(shown: dict[Task, list[Shown]]) -> Image.Image:
+def sheet(shown: dict[Task, list[Shown]], ratios: Mapping[Task, float]) -> Image.Image:
     """One block a task: four pictures an example, and number and prompt below them."""
     font, title = _font(TEXT), _font(TEXT + 7)
     cards = {task: [(panels(item), caption_of(item)) for item in items] for task, items in shown.items()}
@@ -109,9 +109,9 @@ def sheet(shown: dict[Task, list[Shown]]) -> Image.Image:
 
     drawn = Image.new("RGB", (width, MARGIN + sum(blocks)), PAPER)
     draw, y = ImageDraw.Draw(drawn), MARGIN
-    total = sum(task.spec.sample_ratio for task in cards)
+    total = sum(ratios.values())
     for (task, items), height in zip(cards.items(), blocks, strict=True):
-        draw.text((MARGIN, y), f"{task.value}: {task.spec.sample_ratio / total:.0%} of the examples", INK, title)
+        draw.text((MARGIN, y), f"{task.value}: {ratios[task] / total:.0%} of the examples", INK, title)
         for place, (pictures, caption) in enumerate(items):
             left = MARGIN + place % COLUMNS * (card_width + MARGIN)
             top = y + head + place // COLUMNS * card_height
@@ -175,7 +175,7 @@ def estimates(
     config: TrainConfig,
     pipeline: UniGSPipeline,
     shown: dict[Task, list[Shown]],
-    epoch_size: int,
+    mixture: Mixture,
     epochs: int,
     folder: Path,
     drawing: float,
@@ -187,9 +187,10 @@ def estimates(
     Args:
         drawing, encoding: measured seconds of an example, by one worker and on the device.
     """
-    count, workers = epoch_size * epochs, config.dataloader_num_workers
+    epoch_size, workers = mixture.epoch_size, config.dataloader_num_workers
+    count = epoch_size * epochs
     sizes = [np.mean([stored_bytes(item.sample) for item in items]) for items in shown.values()]
-    size = float(np.average(sizes, weights=[task.spec.sample_ratio for task in shown]))
+    size = float(np.average(sizes, weights=[mixture.ratios[task] for task in shown]))
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     seconds = max(drawing / workers, encoding) if workers else drawing + encoding

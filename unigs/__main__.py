@@ -464,7 +464,10 @@ def _parser() -> argparse.ArgumentParser:
         help="split the colormap while the mean distance of colours is above this (default: the checkpoint's)",
     )
     group.add_argument(
-        "--min-area", type=int, metavar="PIXELS", help="drop smaller entities (default: the checkpoint's)"
+        "--min-area",
+        type=int,
+        metavar="PIXELS",
+        help="smaller entities go to what surrounds them (default: the checkpoint's)",
     )
     group.add_argument(
         "--use-palette",
@@ -565,7 +568,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="D",
         help="split while the mean distance is above this (default: 10)",
     )
-    command.add_argument("--min-area", type=int, default=0, metavar="PIXELS", help="drop smaller entities (default: 0)")
+    command.add_argument(
+        "--min-area",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="smaller entities go to what surrounds them (default: 0)",
+    )
     command.add_argument(
         "--criterion",
         choices=get_args(Criterion),

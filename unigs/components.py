@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
 from .checkpoints import Checkpoint, Kind, unigs_metadata
+from .tasks import Task
 from .unet import widen_weights
 
 _MODELS: dict[str, Any] = {
@@ -82,7 +83,8 @@ def _unet(checkpoint: Checkpoint, dtype: torch.dtype | None, widen: bool, task_e
         prefix = checkpoint.family.prefixes["unet"]
         weights = convert_ldm_unet_checkpoint({prefix + name: value for name, value in weights.items()}, config)
     if widen:
-        config = {**config, "in_channels": 13, "out_channels": 8, "num_class_embeds": 4 if task_embedding else None}
+        tasks = len(Task) if task_embedding else None
+        config = {**config, "in_channels": 13, "out_channels": 8, "num_class_embeds": tasks}
         weights = widen_weights(weights, task_embedding)
     return _fill(checkpoint, "unet", config, weights)
 
