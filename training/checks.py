@@ -119,6 +119,12 @@ def _check_new_model(config: TrainConfig) -> None:
         raise ValueError(f"model.text_width must be a multiple of 32, got {model.text_width}")
     if config.autoencoder.crop > config.resolution:
         raise ValueError(f"autoencoder.crop {config.autoencoder.crop} is larger than resolution {config.resolution}")
+    factor = 2 ** (len(config.autoencoder.encoder_blocks) - 1)
+    if config.autoencoder.crop < 1 or config.autoencoder.crop % factor:
+        raise ValueError(
+            f"autoencoder.crop must be a multiple of {factor}, by which the autoencoder divides sides, got "
+            f"{config.autoencoder.crop}"
+        )
     if len(config.autoencoder.encoder_blocks) != len(config.autoencoder.decoder_blocks):
         raise ValueError("autoencoder.encoder_blocks and decoder_blocks must have the same number of levels")
     if config.rank is not None:
@@ -128,14 +134,17 @@ def _check_new_model(config: TrainConfig) -> None:
 def _check_combinations(config: TrainConfig) -> None:
     if config.optimizer == "muon" and config.mixed_precision == "fp16":
         raise ValueError("mixed_precision fp16 scales the gradients for one optimizer, muon has two: give bf16 or no")
-    if config.snr_gamma is not None and config.last_timestep_share > 0:
-        raise ValueError(
-            "snr_gamma gives the last timestep next to no weight, last_timestep_share asks for more of it: drop one"
-        )
+    for name in ("last_timestep_share", "default_steps_share"):
+        if config.snr_gamma is not None and getattr(config, name) > 0:
+            raise ValueError(
+                f"snr_gamma gives the last timestep next to no weight, {name} asks for more of it: drop one"
+            )
     if config.use_8bit_adam and config.optimizer == "muon":
         raise ValueError("use_8bit_adam is for the optimizer adamw, not muon: drop one")
     if config.optimizer == "muon" and config.rank is not None:
         raise ValueError("optimizer muon is for whole weights, not for LoRA: give adamw, or no rank")
+    if config.start_share and config.rank is not None:
+        raise ValueError("start_share mixes whole weights, rank trains adapters, whose scale does the same: drop one")
     if config.train_text_encoder and config.rank is not None:
         raise ValueError("train_text_encoder trains all of its weights, rank only adapters of the UNet: drop one")
     if config.rank is not None and config.rank < 1:

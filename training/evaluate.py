@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,7 +101,8 @@ class DataSet:
     records: RecordSet | Scenes
     tasks: list[Task]
     count: int
-    bad: BadPictures
+    bad_pictures: dict[str, str] = field(default_factory=dict)
+    """of all tasks: which -> what was wrong"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
                 name: {task.value: {key: m.to_dict() for key, m in found.items()} for task, found in tasks.items()}
                 for name, tasks in results.items()
             },
-            "bad pictures": {dataset.name: dataset.bad.names for dataset in datasets if dataset.bad.names},
+            "bad pictures": {dataset.name: dataset.bad_pictures for dataset in datasets if dataset.bad_pictures},
         }
         (config.output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
         (config.output / "metrics.md").write_text(table)
@@ -239,7 +240,7 @@ def open_data(config: EvaluateConfig, resolution: int) -> list[DataSet]:
                 everything = config.count
             if everything == 0:
                 raise ValueError(f"data set {name!r} has no pictures: check its files")
-            datasets.append(DataSet(name, records, tasks, everything, BadPictures()))
+            datasets.append(DataSet(name, records, tasks, everything))
     if not datasets:
         asked = ", ".join(task.value for task in config.tasks)
         raise ValueError(f"--data {config.data}: no data set has one of the tasks {asked}: change --tasks, or `tasks`")
@@ -292,15 +293,16 @@ def measure(
 
 
 def read_records(dataset: DataSet, title: str) -> Iterator[Record]:
-    """The records with their pictures in memory. Bad ones are counted and left out; raises TooManyBadPictures."""
+    """The records with their pictures in memory. Bad ones are left out, and noted once; raises TooManyBadPictures."""
+    bad = BadPictures(dataset.bad_pictures)
     for number in tqdm(range(dataset.count), desc=title, unit="picture", leave=False):
         try:
             record = dataset.records[number]
             image = record.image
         except BadPicture as error:
-            dataset.bad.count_bad(f"{dataset.name} {number}", error)
+            bad.count_bad(f"{dataset.name} {number}", error)
         else:
-            dataset.bad.count_good()
+            bad.count_good()
             yield replace(record, open_image=lambda image=image: image)
 
 

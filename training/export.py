@@ -87,6 +87,9 @@ def merge_adapters(
                 value.copy_(values[name])
     if all("lora" in name for name in values):
         layers: dict[str, Any] = get_peft_model_state_dict(start)
+        scale = 1.0 if config.lora_alpha is None else config.lora_alpha / (config.rank or 1)
+        # who reads the file takes the rank for alpha, so the scale goes into the weights
+        layers = {name: value * scale if "lora_B" in name else value for name, value in layers.items()}
         UniGSPipeline.save_lora_weights(out, unet_lora_layers=layers)
     start.fuse_lora()
     start.unload_lora()

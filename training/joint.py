@@ -17,6 +17,7 @@ from unigs.tasks import WITH_STUFF, Task, join_nouns
 
 MAX_ENTITIES = 4  # entities of a sample, except for the entity task (supplementary of the paper, section 1)
 MAX_SKIPPED = 1000  # records in a row without anything to learn from, before something must be wrong
+PLAIN_SHARE = 0.5  # share of the referring examples of several of a kind that ask for "dog" instead of "2 dogs"
 ONE_TARGET_SHARE = 0.75  # share of referring examples that ask for one kind, the others for up to two
 
 
@@ -29,7 +30,7 @@ class Example:
         colormap: (H, W, 3) uint8, target of the colormap stream.
         coarse_mask: (H, W) bool, True = fill.
         prompt: "" where the caption was dropped.
-        nouns: the entities that the prompt names.
+        nouns: the entities that the prompt names; of several of a kind it may give the number, or not.
         labels: the noun of each mask.
         masks: (N, H, W) bool, the entities of the colormap, in its drawing order.
     """
@@ -119,6 +120,8 @@ def make_example(
     colormap = palette.encode(masks) if len(masks) else np.zeros((*shape, 3), np.uint8)
     labels = [view.labels[i] for i in chosen]
     nouns = asked or _left_to_right(masks, labels)
+    if task is Task.REFERRING and len(set(nouns)) < len(nouns) and rng.random() < PLAIN_SHARE:
+        prompt = task.spec.prompt(join_nouns(list(dict.fromkeys(nouns))))
     prompt = prompt or task.spec.prompt(join_nouns(nouns))
     if view.place and task is Task.SYNTHESIS and rng.random() < 0.7:
         prompt = task.spec.prompt(f"{join_nouns(nouns)} {view.place}")

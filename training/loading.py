@@ -28,9 +28,11 @@ class ExampleSource(Protocol):
 
     Attributes:
         epoch_size: examples of an epoch.
+        prepared: examples that come before one of them comes again; None if each is drawn anew.
     """
 
     epoch_size: int
+    prepared: int | None
 
     def bucket(self, index: int) -> int:
         """Examples of one bucket have one size."""
@@ -47,7 +49,7 @@ class PixelExamples:
 
     def __init__(self, examples: JointExamples, tokenizer: CLIPTokenizer):
         self.examples, self.tokenizer = examples, tokenizer
-        self.epoch_size = examples.mixture.epoch_size
+        self.epoch_size, self.prepared = examples.mixture.epoch_size, None
 
     def bucket(self, index: int) -> int:
         return self.examples.bucket(index)

@@ -132,7 +132,7 @@ def _from_nothing(config: TrainConfig, mixture: Mixture, device: torch.device) -
         (out / ".vae").rename(out / "vae")  # whole, or not there
     nouns = sorted({noun for source in mixture.sources for noun in source.dataset.nouns})
     has_scenes = any(isinstance(source.dataset, Scenes) for source in mixture.sources)
-    tokenizer: CLIPTokenizer = build_tokenizer(out / "tokenizer", prompt_words(nouns, has_scenes), config.model)
+    tokenizer = _tokenizer(out / "tokenizer", prompt_words(nouns, has_scenes), config)
     factor = 2 ** (len(config.autoencoder.encoder_blocks) - 1)
     torch.manual_seed(config.seed)  # the first weights do not depend on whether the autoencoder was there
     return UniGSPipeline(
@@ -144,6 +144,23 @@ def _from_nothing(config: TrainConfig, mixture: Mixture, device: torch.device) -
         palette=palette.to_config(),
         default_size=config.resolution,
     )
+
+
+def _tokenizer(folder: Path, words: list[str], config: TrainConfig) -> CLIPTokenizer:
+    """That of the output folder, whose numbers the weights of its checkpoints know; made first if there is none."""
+    made_from = {"words": sorted(set(words)), "vocabulary": config.model.vocabulary, "length": config.model.text_length}
+    told = folder / "training.json"
+    if not told.is_file():
+        tokenizer = build_tokenizer(folder, words, config.model)
+        told.write_text(json.dumps(made_from, indent=2))
+        return tokenizer
+    before = json.loads(told.read_text())
+    if changed := [name for name in made_from if before[name] != made_from[name]]:
+        raise ValueError(
+            f"{folder} was made for another {' and '.join(changed)} (of the prompts): give another output_dir, or "
+            "remove it together with the checkpoints, which know its numbers"
+        )
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def describe(config: TrainConfig) -> str:

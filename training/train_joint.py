@@ -44,7 +44,7 @@ from training.datasets.pictures import UnusableData
 from training.export import export
 from training.joint import Example
 from training.latents import Batch, encode_batch
-from training.loading import BatchPlan, TrainingData, example_source, open_mixture, stack
+from training.loading import BatchPlan, ExampleSource, TrainingData, example_source, open_mixture, stack
 from training.logs import Journal, Meter, Speed
 from training.model import JointModel, add_adapters
 from training.objective import add_noise, loss_weights, squared_errors
@@ -115,9 +115,13 @@ def main(argv: list[str] | None = None) -> None:
         step: int = state.get("step", 0)
         began_with = [value.detach().clone() for value in trained] if config.start_share else []
         if folder is not None:
+            warn_of_changes(state["data"], settings_of_data(config, examples, source))
+            as_set = [optimizer_settings(optimizer) for optimizer in optimizers]
             accelerator.load_state(str(folder))
+            for optimizer, groups in zip(optimizers, as_set, strict=True):
+                for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                    group.update(settings)
             accelerator.step = 0  # checkpoints lie between updates, however many batches make one now
-            warn_of_changes(state["data"], settings_of_data(config, examples))
             logger.info("resumed %s", folder)
         ema = EMAModel(trained, decay=config.ema_decay, foreach=not sharded) if config.use_ema else None
         if ema is not None and folder is not None:
@@ -156,14 +160,20 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic() - state.get("seconds", 0.0)
 
     def save() -> bool:
+        sums = meter.total()
+        if not all(map(math.isfinite, sums)):  # the checkpoints that there are must stay
+            raise NoLongerFinite(
+                f"the loss or its gradient is no longer finite at step {step}, which is not saved: go on from an older "
+                "checkpoint with a lower learning_rate, or with bf16, not fp16"
+            )
         said = {
             "step": step,
             "examples": examples_done,
             "plan": plan.state_after(batches_done),
-            "meter": meter.total(),
+            "meter": sums,
             "averaged_updates": ema.optimization_step if ema is not None else 0,
             "seconds": time.monotonic() - started,
-            "data": settings_of_data(config, examples),
+            "data": settings_of_data(config, examples, source),
         }
         write = partial(write_state, accelerator, ema)
         return save_checkpoint(accelerator, out / f"checkpoint-{step:06d}", said, write, config.checkpoints_total_limit)
@@ -443,18 +453,32 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> 
         accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
 
-def settings_of_data(config: TrainConfig, examples: int) -> dict[str, Any]:
-    """What decides which examples come in which order, as JSON has it."""
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Of each of its groups what the settings of the run decide, as decay and betas; the learning rate is set in each
+    step."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def settings_of_data(config: TrainConfig, examples: int, source: ExampleSource) -> dict[str, Any]:
+    """What decides which examples come in which order, and what is learnt of them, as JSON has it."""
     settings = json.loads(describe(config))
     names = (
         *("seed", "tasks", "task_ratios", "resolution", "center_crop", "random_flip"),
-        *("conditioning_dropout_prob", "noise_offset"),
+        *("conditioning_dropout_prob", "noise_offset", "prediction_type", "rescale_betas_zero_snr", "optimizer"),
         *("last_timestep_share", "default_steps_share", "late_painting", "reconstructed_share", "data", "palette"),
+        *(("task_defaults",) if config.default_steps_share else ()),
     )
-    return {**{name: settings[name] for name in names}, "examples of an update": examples}
+    prepared = {} if source.prepared is None else {"number of prepared examples": source.prepared}
+    return {**{name: settings[name] for name in names}, "examples of an update": examples, **prepared}
 
 
 def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ValueError for another optimizer, which cannot go on from the state of the old."""
+    if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
+        raise ValueError(
+            f"optimizer is {now['optimizer']}, the checkpoint's is {before['optimizer']}: give that one, or another "
+            "output_dir; pretrained_model_name_or_path takes the weights of a finished run"
+        )
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         logger.warning(

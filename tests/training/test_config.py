@@ -84,6 +84,8 @@ def test_no_file(tmp_path):
         (["--train-batch-size", "0"], "train_batch_size must be at least 1, got 0"),
         (["--learning-rate", "0"], "learning_rate must be above 0, got 0.0"),
         (["--conditioning-dropout-prob", "2"], "conditioning_dropout_prob must lie in [0, 1], got 2.0"),
+        (["--snr-gamma", "5", "--last-timestep-share", "0", "--default-steps-share", "1"], "default_steps_share asks"),
+        (["--autoencoder.crop", "50"], "autoencoder.crop must be a multiple of 4, by which the autoencoder divides"),
         (["--data.stuff_asked", "2"], "data.stuff_asked must lie in [0, 1], got 2.0"),
         (["--data.negatives", "-1"], "data.negatives must lie in [0, 1], got -1.0"),
         (["--tasks", "entity", "entity"], "tasks must name at least one task, each once"),

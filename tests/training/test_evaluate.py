@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.training.fixtures import write_panoptic, write_refcoco
 from training import evaluate
+from training.datasets import pictures
 from training.datasets.scenes import Scenes
 from training.questions import Model
 from unigs.pipeline import UniGSPipeline
@@ -163,14 +164,15 @@ def test_ctrl_c_keeps_what_was_done(checkpoint, sprites, tmp_path, capsys, monke
     assert report["stopped"] and list(report["results"]["scenes"]) == ["entity"]
 
 
-def test_bad_pictures_are_left_out_and_named(checkpoint, data, tmp_path):
+def test_bad_pictures_are_left_out_and_named(checkpoint, data, tmp_path, monkeypatch):
     text = data["tables"].read_text()
     folder = tmp_path / "pictures"
     folder.mkdir()
     for path in sorted((data["folder"] / "coco" / "train2017").iterdir())[:3]:
         (folder / path.name).write_bytes(path.read_bytes())
     (tmp_path / "data.toml").write_text(text.replace(str(data["folder"] / "coco" / "train2017"), str(folder)))
-    run(checkpoint, "--data", tmp_path / "data.toml", "--tasks", "entity", "--output", tmp_path)
+    monkeypatch.setattr(pictures, "FEW_BAD", 2)  # that many in each task
+    run(checkpoint, "--data", tmp_path / "data.toml", "--tasks", "entity", "synthesis", "--output", tmp_path)
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["results"]["coco"]["entity"]["PQ"]["pictures"] == 3
     assert len(report["bad pictures"]["coco"]) == 2

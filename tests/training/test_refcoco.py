@@ -52,7 +52,7 @@ def test_several_refs_to_one_object_are_joined(files, tmp_path):
     other = tmp_path / "refs.json"
     other.write_text(json.dumps(rows))
     [record] = RefCoco(other, files["pictures"], split="testA")
-    assert record.phrases == [("a tester", "one more")]
+    assert record.phrases == [("a tester", "one more", "a tester")]  # an evaluation counts each
 
 
 def test_pictures_of_the_evaluation_can_be_left_out(files):

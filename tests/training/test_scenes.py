@@ -109,6 +109,9 @@ def test_wrong_input(sprites, tmp_path):
         SpriteLibrary(tmp_path, KINDS)
     with pytest.raises(ValueError, match="unknown split 'test'"):
         Scenes(SpriteLibrary(sprites, KINDS), 64, "test")
+    for count in (0, len(KINDS) + 1):
+        with pytest.raises(ValueError, match=f"max_objects must lie in 1 to 24, the number of kinds, got {count}"):
+            Scenes(SpriteLibrary(sprites, KINDS), 64, max_objects=count)
 
 
 def test_fetching_without_npm_says_what_to_do(tmp_path, monkeypatch):

@@ -301,7 +301,17 @@ def test_lora(from_inpainting, inpainting_model, tmp_path):
 
     # an adapter of a UniGS adapts nothing but attention
     more = tmp_path / "more"
-    settings = [*from_inpainting, "--output-dir", str(more), "--rank", "2", "--max-train-steps", "3"]
+    settings = [
+        *from_inpainting,
+        "--output-dir",
+        str(more),
+        "--rank",
+        "2",
+        "--lora-alpha",
+        "8",
+        "--max-train-steps",
+        "3",
+    ]
     train_joint.main([*settings, "--pretrained-model-name-or-path", str(out / "pipeline")])
     assert all("lora" in key for key in load_file(more / "checkpoint-000003" / "model.safetensors"))
     alone = UniGSPipeline.from_pretrained(out / "pipeline")
@@ -379,6 +389,40 @@ def test_other_batches_after_a_stop(from_inpainting, tmp_path, caplog):
     state = read_state(tmp_path / "checkpoint-000006")
     assert state["plan"]["next"] == state["examples"] == 3 * 4 + 3 * 8
     assert "resumed with another examples of an update" in caplog.text
+
+
+def test_another_optimizer_cannot_go_on(run, settings, tmp_path):
+    out = begin(run, tmp_path / "other")
+    shutil.copytree(run / "checkpoint-000003", out / "checkpoint-000003")
+    with pytest.raises(SystemExit, match="optimizer is adamw, the checkpoint's is muon: give that one"):
+        train_joint.main([*settings, "--output-dir", str(out), "--optimizer", "adamw"])
+
+
+def test_the_optimizer_goes_on_with_the_settings_of_now(from_inpainting, tmp_path):
+    settings = [*from_inpainting, "--output-dir", str(tmp_path), "--validation-steps", "0"]
+    train_joint.main([*settings, "--max-train-steps", "3"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_joint.main([*settings, "--adam-weight-decay", "0.3", "--adam-beta2", "0.95"])
+    [group] = torch.load(tmp_path / "checkpoint-000006" / "optimizer.bin")["param_groups"]
+    assert group["weight_decay"] == 0.3 and group["betas"] == (0.9, 0.95)
+
+
+def test_what_is_no_longer_finite_is_not_saved(from_inpainting, tmp_path):
+    settings = [*from_inpainting, "--output-dir", str(tmp_path), "--validation-steps", "0", "--logging-steps", "100"]
+    train_joint.main([*settings, "--max-train-steps", "3"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match="no longer finite at step 6, which is not saved"):
+        train_joint.main([*settings, "--learning-rate", "1e30", "--max-train-steps", "8"])
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000003"]
+
+
+def test_tokens_keep_their_numbers(run, settings, tmp_path):
+    out = begin(run, tmp_path / "other")
+    train_joint.main([*settings, "--output-dir", str(out), "--max-train-steps", "1", "--validation-steps", "0"])
+    assert (out / "tokenizer" / "vocab.json").read_bytes() == (run / "tokenizer" / "vocab.json").read_bytes()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match="tokenizer was made for another words"):
+        train_joint.main([*settings, "--output-dir", str(out), "--data.sources.scenes.kinds", "unseen"])
 
 
 def test_an_autoencoder_of_other_settings_is_not_taken(run, settings, tmp_path):

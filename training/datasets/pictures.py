@@ -37,15 +37,18 @@ class TooManyBadPictures(UnusableData):
 class BadPictures:
     """How many pictures were good and bad, and which were bad.
 
+    Args:
+        names: of bad ones that are known already; more are added.
+
     Attributes:
         seen: pictures read, good and bad; one that is read again counts again.
         bad: those of them that were bad.
         names: key -> what was wrong, in the order of finding.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: dict[str, str] | None = None) -> None:
         self.seen = self.bad = 0
-        self.names: dict[str, str] = {}
+        self.names = {} if names is None else names
 
     def count_good(self) -> None:
         self.seen += 1

@@ -71,7 +71,7 @@ class RefCoco(CocoMasks):
         phrases: dict[int, tuple[str, ...]] = {}
         for row in chosen:
             before = phrases.get(row["ann_id"], ())
-            phrases[row["ann_id"]] = tuple(dict.fromkeys(before + sentences(row, refs)))  # without repeats
+            phrases[row["ann_id"]] = before + sentences(row, refs)  # with repeats: evaluations count each of them
         unknown = phrases.keys() - set(column(document["annotations"], "id", int, source))
         if unknown:
             raise ValueError(

@@ -136,6 +136,8 @@ class Scenes:
             one kind. Of more than three each is smaller.
         length: how many of them make an epoch; there is no end of them.
         stuff: whether the sky and the ground of a horizon are entities too.
+
+    Raises ValueError for an unknown split, or more objects than there are kinds.
     """
 
     SPLITS = {"train": 0, "heldout": 1}
@@ -152,6 +154,10 @@ class Scenes:
     ):
         if split not in self.SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {list(self.SPLITS)}")
+        if not 1 <= max_objects <= len(library.nouns):
+            raise ValueError(
+                f"max_objects must lie in 1 to {len(library.nouns)}, the number of kinds, got {max_objects}"
+            )
         self.library, self.size, self.split, self.max_objects = library, size, split, max_objects
         self.length, self.stuff = length, stuff
 
