@@ -193,7 +193,8 @@ class TrainConfig:
     """less memory, a third more time"""
     allow_tf32: bool = False
     torch_compile: bool = False
-    """compile the UNet: a minute or two at the start, faster steps after it"""
+    """compile the UNet: a minute or two at the start, faster steps after it. Ends the run where gradients are lost, as
+    torch 2.13 loses them on a CPU in bf16"""
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """what the UNet predicts; as the model to start from, v_prediction from nothing"""

@@ -64,6 +64,10 @@ class NoLongerFinite(ArithmeticError):
     """The loss has run away."""
 
 
+class LostGradients(RuntimeError):
+    """Most of the weights would stay what they are."""
+
+
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
 
@@ -178,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
         write = partial(write_state, accelerator, ema)
         return save_checkpoint(accelerator, out / f"checkpoint-{step:06d}", said, write, config.checkpoints_total_limit)
 
-    expected = one_line_errors(UnusableData, NoLongerFinite)
+    expected = one_line_errors(UnusableData, NoLongerFinite, LostGradients)
     bar = tqdm(total=steps, initial=step, unit="step", disable=not accelerator.is_main_process)
     with expected, StopRequest(accelerator) as stop, endless(loader) as batches, bar as progress:
         while step < steps and not stop.everywhere():
@@ -215,6 +219,8 @@ def main(argv: list[str] | None = None) -> None:
                     )
                     loss = (errors * weights).mean()
                     accelerator.backward(loss)
+                    if config.torch_compile and not sharded and batches_done == 1:
+                        check_gradients(model)
                     synced = accelerator.sync_gradients
                     norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm) if synced else None
                     for optimizer in optimizers:
@@ -322,6 +328,21 @@ def make_trainable(pipeline: UniGSPipeline, config: TrainConfig, accelerator: Ac
         unet.to(memory_format=torch.channels_last)
     model = JointModel(unet, None if config.text_encoder_is_frozen else text_encoder.requires_grad_(True))
     return model.to(device).train()
+
+
+def check_gradients(model: nn.Module) -> None:
+    """After a first backward pass: raises LostGradients if most of the trained weights have none.
+
+    So it is with torch 2.13 where a UNet is compiled for a CPU in bf16: the loss is right, and falls, but only the
+    outermost layers learn.
+    """
+    weights = [value for name, value in model.named_parameters() if value.requires_grad and "lora_A" not in name]
+    lost = sum(value.grad is None or not value.grad.any() for value in weights)
+    if 2 * lost > len(weights):
+        raise LostGradients(
+            f"torch_compile: {lost} of {len(weights)} weights get no gradient from the compiled UNet, a fault of this "
+            f"torch ({torch.__version__}): leave torch_compile out, or on a CPU give mixed_precision no"
+        )
 
 
 def collate(vae: AutoencoderKL | AutoencoderTiny | None, items: list[Batch]) -> Batch:

@@ -416,6 +416,17 @@ def test_what_is_no_longer_finite_is_not_saved(from_inpainting, tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000003"]
 
 
+def test_a_compiled_model_that_loses_its_gradients_is_not_trained():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(3)))
+    model(torch.ones(1, 2)).sum().backward()
+    train_joint.check_gradients(model)
+    for layer in model[:2]:
+        layer.weight.grad.zero_()
+        layer.bias.grad = None
+    with pytest.raises(train_joint.LostGradients, match="4 of 6 weights get no gradient"):
+        train_joint.check_gradients(model)
+
+
 def test_tokens_keep_their_numbers(run, settings, tmp_path):
     out = begin(run, tmp_path / "other")
     train_joint.main([*settings, "--output-dir", str(out), "--max-train-steps", "1", "--validation-steps", "0"])
