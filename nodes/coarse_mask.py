@@ -87,12 +87,14 @@ class CoarseMaskFromBox(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, boxes: str | None = None, kind: str | None = None, bboxes: Any = NOT_GIVEN) -> bool | str:
         chosen = check_choices({"kind": (kind, KINDS)})
-        if chosen is not True or boxes is None or kind in (None, "full"):
+        if chosen is not True or boxes is None:
             return chosen
         try:
             found = parse_boxes(boxes)
         except ValueError as error:
             return str(error)
+        if kind in (None, "full"):
+            return True
         for box, _ in found:
             if box[2] <= box[0] or box[3] <= box[1]:
                 return f"boxes: {box} has no area: expected x1 < x2 and y1 < y2"

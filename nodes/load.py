@@ -1,5 +1,6 @@
 """UniGS Loader: a checkpoint by name -> native MODEL, CLIP and VAE."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -62,11 +63,15 @@ class UniGSLoader(io.ComfyNode):
         return check_choices({"dtype": (dtype, list(DTYPES))})
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, dtype: str) -> tuple[str, str, float]:
-        """Changes when a file of the checkpoint is written, so that a newer export under the same name is loaded."""
+    def fingerprint_inputs(cls, checkpoint: str | None = None, dtype: str | None = None) -> str:
+        """Changes when a file of the checkpoint does, so that another export under the same name is loaded. Of a name
+        that is behind a link the host knows itself when it changes."""
+        if checkpoint is None:
+            return ""
         place = locate(checkpoint, checkpoints())
-        files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
-        return checkpoint, dtype, max((file.stat().st_mtime for file in files), default=0.0)
+        files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+        facts = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @classmethod
     def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:

@@ -204,3 +204,5 @@ def check_ensemble(ensemble: int, task: Task | None) -> None:
         raise ValueError(
             f"ensemble: {ensemble} colormaps can vote in the tasks {names} only, got {task.value}: set it to 1"
         )
+    if ensemble == 2:
+        raise ValueError("ensemble: of two votes none wins, and the first would be taken: set it to 1, or to 3")

@@ -7,6 +7,7 @@ Engine: pictures are float [0, 1] (B, 3, H, W) or uint8 (H, W, 3), masks are boo
 
 import logging
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,10 +214,10 @@ def flatten_boxes(value: Any, name: str = "bboxes") -> list[Box]:
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"{name}: expected boxes of four numbers x1 y1 x2 y2, got {value!r}")
-    if value and all(isinstance(number, int | float) for number in value):
+    if value and all(isinstance(number, Real) for number in value):
         if len(value) != 4:
             raise ValueError(f"{name}: expected boxes of four numbers x1 y1 x2 y2, got {list(value)}")
-        return [tuple(value)]
+        return [(float(value[0]), float(value[1]), float(value[2]), float(value[3]))]
     return [box for part in value for box in flatten_boxes(part, name)]
 
 

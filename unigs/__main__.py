@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to load, and `--help` and 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 EXAMPLES = ("entity_segmentation", "multi_region_inpainting", "referring_segmentation", "synthesis")
 GALLERY = WORKFLOWS.parent / "docs" / "gallery"
+# What not every run writes into the folder of a picture.
+EXTRAS = ("tree.png", "coarse_mask.png")
 
 
 class Painted(NamedTuple):
@@ -85,6 +87,7 @@ def synthesize(options: argparse.Namespace) -> None:
     masks = [_read_mask(path) for path in options.masks or []]
     if len({mask.size for mask in masks}) > 1:
         raise ValueError(f"the masks must have one size, got {sorted({mask.size for mask in masks})} (width, height)")
+    _check_places(options, [*given, "masks"], [*given.values(), *(options.masks or [])])
     pipe = _load_pipeline(options)
     limit, nearest = _limit(options, pipe), Image.Resampling.NEAREST
     colormaps = {name: _fit(_read_picture(path, "black"), limit, nearest) for name, path in given.items()}
@@ -98,6 +101,8 @@ def synthesize(options: argparse.Namespace) -> None:
 
 def decode(options: argparse.Namespace) -> None:
     """Decode colormaps into entities, without a model."""
+    pictures = _named(options.pictures)
+    _check_places(options, pictures, [*pictures.values(), *(options.image or [])])
     images = [_read_picture(path) for path in options.image or []]
     if options.snap and len(images) != len(options.pictures):
         raise ValueError(
@@ -106,7 +111,7 @@ def decode(options: argparse.Namespace) -> None:
         )
     if images and not options.snap:
         raise ValueError("--image means nothing without --snap: give both, or neither")
-    for index, (name, path) in enumerate(_named(options.pictures).items()):
+    for index, (name, path) in enumerate(pictures.items()):
         colormap = _read_picture(path, "black")
         start = time.perf_counter()
         found = dichotomy(colormap, options.delta, options.criterion, options.palette, options.denoise)
@@ -173,6 +178,9 @@ def _gallery(options: argparse.Namespace) -> None:
         )
     from .gallery import Model, make_gallery
 
+    ignored = ("size", "delta", "min_area", "use_palette", "snap")
+    if given := [name for name in ignored if getattr(options, name) is not None]:
+        raise ValueError(f"--gallery shows the checkpoint's own settings: leave out --{given[0].replace('_', '-')}")
     model = Model(_load_pipeline(options), options.steps, options.guidance, options.seed)
     for path in make_gallery(model, options.gallery):
         print(path, flush=True)
@@ -183,6 +191,7 @@ def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
     masks = getattr(options, "mask", None) or []
     if len(masks) not in (0, 1, len(pictures)):
         raise ValueError(f"expected one mask, or one for each of the {len(pictures)} pictures; got {len(masks)}")
+    _check_places(options, pictures, [*pictures.values(), *masks])
     pipe = _load_pipeline(options)
     for index, (name, path) in enumerate(pictures.items()):
         original = _read_picture(path)
@@ -313,6 +322,14 @@ def _read_picture(path: Path, ground: str = "white") -> Image.Image:
     return picture.convert("RGB")
 
 
+def _check_places(options: argparse.Namespace, names: Iterable[str], given: Iterable[Path]) -> None:
+    """Raises ValueError for a given file that lies where results are written: it would be lost."""
+    written = {(options.out / name).resolve() for name in names}
+    for path in given:
+        if path.resolve().parent in written:
+            raise ValueError(f"{str(path)!r} lies in a folder that the results replace: give another --out, or move it")
+
+
 def _read_mask(path: Path) -> Image.Image:
     mask = _read_picture(path, "black").convert("L")
     if not (np.asarray(mask) > 127).any():
@@ -360,7 +377,7 @@ def _save_entities(
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
     # Of an earlier run, which may have found more, or drawn more.
-    for old in (*folder.glob("mask_*.png"), *folder.glob("cutout_*.png"), folder / "tree.png"):
+    for old in (*folder.glob("mask_*.png"), *folder.glob("cutout_*.png"), *map(folder.joinpath, EXTRAS)):
         old.unlink(missing_ok=True)
     paths = save_entities(entities, picture, f"{folder}/", file_name, masks=True, cutouts=options.cutouts)
     data = {**facts, **entities.to_dict()}
@@ -402,6 +419,12 @@ def _boxes(text: str) -> list[Box]:
             f"expected boxes like 'x1,y1,x2,y2;x1,y1,x2,y2' in pixels, their labels in --prompt; got {text!r}"
         )
     return [box for box, _ in found]
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of pixels, 0 for no limit; got {text!r}")
+    return int(text)
 
 
 def _palette(text: str) -> LocationAwarePalette:
@@ -483,13 +506,15 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise and of curves (default: 0)")
     group.add_argument(
         "--size",
-        type=int,
+        type=_side,
         metavar="PIXELS",
         help="shrink pictures whose longest side is above this; 0: never (default: what the checkpoint was trained on)",
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda where there is one)")
     voted = {"type": int, "default": 1, "metavar": "N"}
-    voted_help = "run this often with other noise, and let the runs vote on each pixel of the colormap (default: 1)"
+    voted_help = (
+        "run this often with other noise, and let the runs (3 or more) vote on each pixel of the colormap (default: 1)"
+    )
     words = {"required": True, "metavar": "TEXT"}
     shape_help = "what boxes become: a blob or a larger box (default: %(default)s)"
     boxes_help = "regions in pixels of the picture, two corners each: 'x1,y1,x2,y2;x1,y1,x2,y2'"

@@ -351,7 +351,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             hold: "image" or "colormap": this half is given, by the input of that name, and stays what it is at every
                 step (at the noise of the step) while the other is denoised. Any task may hold either half.
             ensemble: how many times a segmentation task (referring, entity) is run, with other noise each time; each
-                pixel of the colormap is then voted on. The pictures are those of the first run.
+                pixel of the colormap is then voted on, for which it takes three. After an interrupt those vote that
+                were done. The pictures are those of the first run.
             delta, min_area, use_palette, snap: of the decoder, see `decoder_settings`; the checkpoint's own for this
                 task by default. The edges are those of the picture that was given, or of the painted one.
             eta, generator, latents: noise of the DDIM steps, source of all noise, or the starting noise (B, 8, h, w).
@@ -390,6 +391,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                 "ensemble must be at least 1, and more only for the tasks that segment and without `latents`, "
                 f"got {ensemble} for task {task.value!r}"
             )
+        if ensemble == 2:
+            raise ValueError("ensemble is 2, but of two votes none wins, and the first would be taken: give 1, or 3")
         pictures = {name: _picture_tensor(name, value) for name, value in given.items() if value is not None}
         sizes = {name: tuple(value.shape[-2:]) for name, value in pictures.items()}
         size = next(iter(sizes.values()))
@@ -481,6 +484,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                         sample = changed.get("latents", sample)
                         prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
                     progress.update()
+                if self.interrupt and samples:
+                    break  # this one is not done
                 samples.append(sample)
 
         # 5. Back to pixels and to the caller's size; what was held needs no way back

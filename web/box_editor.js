@@ -149,10 +149,12 @@ export class BoxEditor {
     #onPointerDown(event) {
         if (event.button !== 0 || this.#locked || event.target.closest("input")) return
         event.stopPropagation()
-        const before = this.#boxes
-        const start = this.#pointOf(event)
+        if (!event.isPrimary) return // a second finger
         // With Shift a new box begins inside another one.
         const found = event.shiftKey ? -1 : this.#indexOf(event.target)
+        this.#focus(found) // a label that is being written is done now
+        const before = this.#boxes
+        const start = this.#pointOf(event)
         const index = found < 0 ? before.length : found
         const box = before[found] ?? { x1: start[0], y1: start[1], x2: start[0], y2: start[1], label: "" }
         const side = found < 0 ? "se" : event.target.dataset.side
@@ -169,15 +171,15 @@ export class BoxEditor {
             return this.#replaced(index, side ? this.#resized(box, side, dx, dy) : this.#moved(box, dx, dy))
         }
         const on = (type, action) => this.#stage.addEventListener(type, action, { signal: ended.signal, capture: true })
-        on("pointermove", (now) => this.#draw(after(now)))
-        on("pointerup", (now) => end(after(now)))
-        on("pointercancel", () => end(before))
+        const onPointer = (type, action) => on(type, (now) => now.pointerId === event.pointerId && action(now))
+        onPointer("pointermove", (now) => this.#draw(after(now)))
+        onPointer("pointerup", (now) => end(after(now)))
+        onPointer("pointercancel", () => end(before))
         on("keydown", (now) => {
             now.stopPropagation()
             if (now.key === "Escape") end(before)
         })
         event.target.setPointerCapture(event.pointerId)
-        this.#focus(found)
     }
 
     // Keyboard

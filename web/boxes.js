@@ -12,6 +12,7 @@ import { formatBoxes, parseBoxes } from "./box_text.js"
 import { wordsIn } from "./box_words.js"
 
 const NODE = "UniGSCoarseMaskFromBox"
+const LOADERS = ["LoadImage", "LoadImageOutput"]
 const MIN_HEIGHT = 220 // that of boxes.css, and the host's margins
 const NEW_SIZE = [360, 560]
 
@@ -111,7 +112,8 @@ function placeOf(node) {
 function sourceOf(node) {
     const link = linkOf(node, "image")
     const origin = link && node.getInputNode?.(node.inputs.findIndex((input) => input.name === "image"))
-    const file = origin?.widgets?.find((widget) => widget.name === "image")?.value
+    const loads = LOADERS.includes(origin?.comfyClass) // others may scale what is in the file
+    const file = loads ? origin.widgets?.find((widget) => widget.name === "image")?.value : null
     if (typeof file === "string") return { connected: true, address: origin.imgs?.[0]?.src ?? viewOf(file) }
     const ran = executed.get(placeOf(node))
     if (!link || ran?.link !== link) return { connected: Boolean(link), address: null }

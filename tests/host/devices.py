@@ -56,7 +56,7 @@ def main() -> dict[str, Any]:
     return {
         "inpainting": same_from(sampled("inpainting"), image=image, coarse_mask=mask),
         "synthesis": same_from(sampled("synthesis", hold="image"), image=image, colormap=colormap),
-        "referring": same_from(sampled("referring", ensemble=2), image=image, coarse_mask=mask),
+        "referring": same_from(sampled("referring", ensemble=3), image=image, coarse_mask=mask),
         "entity": same_from(sampled("entity", hold="colormap"), image=image, colormap=colormap),
         "ColormapEncode": same_from(lambda masks: ColormapEncode.execute(masks, 11).args, masks=mask),
         "DichotomyDecode": same_from(

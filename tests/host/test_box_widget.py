@@ -169,6 +169,15 @@ def test_labels_are_typed(editor):
     editor.page.keyboard.type("2 ; wild\tgeese,")  # nothing that the text would read as something else
     editor.page.mouse.click(*editor.at(150, 115))
     assert [label for _, label in editor.found] == ["", "wild geese", "black cat"]
+    editor.page.mouse.dblclick(*editor.at(30, 30))
+    editor.page.keyboard.type("ball")
+    editor.drag((30, 30), (40, 45))  # what was typed stays, also in the box that is moved
+    assert editor.shows((20, 25, 60, 65), (80, 20, 130, 100), (60, 60, 75, 110))
+    assert [label for _, label in editor.found] == ["ball", "wild geese", "black cat"]
+    editor.drag((40, 45), (30, 30))
+    editor.page.mouse.dblclick(*editor.at(30, 30))
+    editor.page.keyboard.type(" ")
+    editor.press("Enter")
     editor.page.mouse.dblclick(*editor.at(100, 60))
     editor.page.keyboard.type("tree")
     editor.press("Escape")
@@ -176,6 +185,20 @@ def test_labels_are_typed(editor):
     editor.press("Enter", "Delete", "Enter")
     assert [label for _, label in editor.found] == ["", "", "black cat"]
     assert editor.boxes.locator(".unigs-boxes-label").all_inner_texts() == ["", "", "black cat"]
+
+
+def test_a_second_finger_changes_nothing(editor):
+    editor.drag((100, 60), (110, 50), drop=False)
+    editor.stage.evaluate(
+        """stage => {
+            const { left, top } = stage.getBoundingClientRect()
+            const where = { clientX: left + 9, clientY: top + 9 }
+            const finger = { ...where, pointerId: 77, isPrimary: false, button: 0, bubbles: true }
+            for (const type of ["down", "move", "up"]) stage.dispatchEvent(new PointerEvent(`pointer${type}`, finger))
+        }"""
+    )
+    editor.page.mouse.up()
+    assert editor.shows((10, 10, 50, 50), (90, 10, 140, 90))
 
 
 def test_everything_can_be_done_by_keyboard(editor):

@@ -77,6 +77,7 @@ def test_a_choice_that_does_not_exist(server, graph, picture, name, value):
         ("cfg", -0.5, "min of 0"),
         ("ensemble", 0, "ensemble: expected 1 to 64, got 0"),
         ("ensemble", 65, "ensemble: expected 1 to 64, got 65"),
+        ("ensemble", 2, "ensemble: of two votes none wins, and the first would be taken: set it to 1, or to 3"),
     ],
 )
 def test_a_number_out_of_range(server, graph, picture, name, value, message):

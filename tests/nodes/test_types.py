@@ -85,7 +85,7 @@ def test_batches_of_one_are_spread(types):
 
 def test_boxes_of_any_nesting(types):
     box = (1, 2, 3, 4)
-    for value in (box, [box], [[box]], torch.tensor([box]), np.array([[box]])):
+    for value in (box, [box], [[box]], torch.tensor([box]), np.array([[box]]), list(np.array(box)), np.float32(box)):
         assert types.flatten_boxes(value) == [box]
     assert types.flatten_boxes([[box, box], [box]]) == [box] * 3
     assert types.flatten_boxes([]) == []

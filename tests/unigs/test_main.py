@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,22 @@ def test_stuff_is_asked_for(tmp_path, photo):
 
 
 @needs_model
+def test_what_is_given_is_never_written_over(tmp_path, photo, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["segment", str(photo), "--steps", "1", *out]) == 0
+    mask = tmp_path / "out" / "photo" / "mask_001.png"
+    before = mask.read_bytes()
+    for arguments in (["inpaint", str(photo), "--prompt", "cat", "--mask", str(mask)], ["decode", str(mask)]):
+        if arguments[0] == "decode":
+            (tmp_path / "out" / "mask_001").mkdir()
+            arguments[1] = str(tmp_path / "out" / "mask_001" / "mask_001.png")
+            Path(arguments[1]).write_bytes(before)
+        assert main([*arguments, *out]) == 2
+        assert "lies in a folder that the results replace: give another --out" in capsys.readouterr().err
+    assert mask.read_bytes() == before
+
+
+@needs_model
 def test_inpaint_changes_only_the_region(tmp_path, photo):
     arguments = ["inpaint", str(photo), "--prompt", "cat", "--steps", "1", "--out", str(tmp_path / "out")]
     region = np.zeros((64, 96), bool)
@@ -299,6 +316,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, p
         (["inpaint", "PHOTO", "--prompt", " ", "--boxes", "0,0,9,9"], "prompt"),
         (["refer", "PHOTO", "--prompt", "cat", "--mask", "LARGE"], "the mask .* has 200 x 100 pixels, the picture"),
         (["segment", "PHOTO", "--steps", "0"], "num_inference_steps"),
+        (["segment", "PHOTO", "--ensemble", "2"], "of two votes none wins"),
+        (["demo", "--gallery", "PHOTO", "--delta", "9"], "leave out --delta"),
         (["segment", "PHOTO", "--device", "toaster"], "device 'toaster' cannot be used"),
     ],
 )
@@ -323,6 +342,7 @@ def test_wrong_input_that_only_the_model_can_tell(arguments, message, tmp_path, 
         ["inpaint", "photo.png", "--prompt", "cat", "--boxes", "0,0,9,9 cat"],
         ["synthesize", "--prompt", "cat"],
         ["segment", "photo.png", "--steps", "many"],
+        ["segment", "photo.png", "--size", "-5"],
         ["decode", "map.png", "--palette", "99"],
         ["decode", "map.png", "--palette", "nowhere"],
         ["decode", "map.png", "--criterion", "median"],
@@ -355,7 +375,7 @@ def test_convert_into_one_file_and_back(tmp_path, capsys):
     assert main(["convert", str(file), str(folder), "--dtype", "fp32"]) == 0
     results = []
     for name, checkpoint in (("x", bundled_model_dir()), ("y", file), ("z", folder)):
-        options = ["--checkpoint", str(checkpoint), "--ensemble", "2", "--out", str(tmp_path / name)]
+        options = ["--checkpoint", str(checkpoint), "--ensemble", "3", "--out", str(tmp_path / name)]
         assert main(["segment", str(picture), *options]) == 0
         results.append((tmp_path / name / "a" / "colormap.png").read_bytes())
     assert results[0] == results[1] == results[2]

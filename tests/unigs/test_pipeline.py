@@ -217,6 +217,16 @@ def test_callback_and_interrupt(pipe):
     assert steps[-1][0] == 2  # the next call is not interrupted
 
 
+def test_an_interrupted_ensemble_votes_with_what_was_done(pipe):
+    def stop(pipeline, step, timestep, tensors):
+        pipeline._interrupt = step == 3  # within the second of five
+
+    generator = torch.Generator().manual_seed(3)
+    cut = run(pipe, "entity", num_inference_steps=3, ensemble=5, callback_on_step_end=stop, generator=generator)
+    whole = run(pipe, "entity", num_inference_steps=3, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(cut.colormaps, whole.colormaps)
+
+
 def test_save_and_load(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = UniGSPipeline.from_pretrained(tmp_path)

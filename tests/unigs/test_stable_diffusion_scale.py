@@ -275,6 +275,8 @@ def test_an_ensemble_is_a_vote_of_single_runs(bundled):
             run(bundled, "entity", **options)
     with pytest.raises(ValueError, match="got 2 for task 'inpainting'"):
         run(bundled, "inpainting", ensemble=2)
+    with pytest.raises(ValueError, match="ensemble is 2, but of two votes none wins"):
+        run(bundled, "entity", ensemble=2)
 
 
 # ----------------------------------------------------------------------------------------------------- memory and speed
