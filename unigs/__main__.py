@@ -578,8 +578,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--stuff",
         action="store_true",
-        help="sky, ground and the like too, of a checkpoint that leaves them to the background unless asked, as the "
-        "bundled one does",
+        help="ask for sky, ground and the like too, of a checkpoint that was trained to be asked (the bundled one was "
+        "not)",
     )
     command.add_argument("--ensemble", help=voted_help, **voted)
 
