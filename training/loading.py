@@ -49,7 +49,8 @@ class PixelExamples:
 
     def __init__(self, examples: JointExamples, tokenizer: CLIPTokenizer):
         self.examples, self.tokenizer = examples, tokenizer
-        self.epoch_size, self.prepared = examples.mixture.epoch_size, None
+        self.epoch_size = examples.mixture.epoch_size
+        self.prepared: int | None = None
 
     def bucket(self, index: int) -> int:
         return self.examples.bucket(index)

@@ -358,7 +358,7 @@ class ShardedExamples:
             )
         self._buckets = np.concatenate([np.array(index["buckets"], np.int16) for index in indices if index])
         self._places = np.concatenate([np.array(index["places"], np.int64) for index in indices if index])
-        self.prepared = len(self._places)
+        self.prepared: int | None = len(self._places)
         self._orders: dict[int, np.ndarray] = {}
 
     def bucket(self, index: int) -> int:
