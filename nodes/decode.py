@@ -251,8 +251,8 @@ class EntityMaskSplit(io.ComfyNode):
                     "scores",
                     optional=True,
                     force_input=True,
-                    tooltip="Only for SEGS: how sure each entity is, one number a mask, from Dichotomy Decode. Without "
-                    "it they are 1.",
+                    tooltip="How sure each entity is, one number a mask, from Dichotomy Decode: for SEGS, and to be "
+                    "passed on. Without it they are 1.",
                 ),
             ],
             outputs=[
@@ -295,6 +295,12 @@ class EntityMaskSplit(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The entities of such a batch for the nodes of Impact Pack.",
                 ),
+                io.Float.Output(
+                    "kept_scores",
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="How sure each mask that is left is, in the order of the masks, for Save Entities.",
+                ),
             ],
         )
 
@@ -319,6 +325,7 @@ class EntityMaskSplit(io.ComfyNode):
         batches = [as_masks(batch, "masks") for batch in masks]
         written = BOX_FORMATS[box_format[0]]
         singles, boxes, chosen, cutouts, mask_batches, box_batches, all_segs = [], [], [], [], [], [], []
+        kept_scores: list[float] = []
         pictures, batch_scores = one_picture_each(batches, image), one_score_each(batches, scores)
         for batch, picture, sure in zip(batches, pictures, batch_scores, strict=True):
             throw_exception_if_processing_interrupted()
@@ -329,6 +336,7 @@ class EntityMaskSplit(io.ComfyNode):
             mask_batches.append(mask_batch(found, size))
             given = None if image is None else picture
             all_segs.append(segs(given, found, found_boxes, sure[kept].tolist(), size, crop_factor[0]))
+            kept_scores += sure[kept].tolist() or [0.0]
             if not len(found):
                 found, found_boxes = np.zeros((1, *size), bool), [(0, 0, 0, 0)]
             singles += [mask_batch(mask[None], size) for mask in found]
@@ -337,7 +345,7 @@ class EntityMaskSplit(io.ComfyNode):
             cutouts += [
                 _cut_out(picture, mask, box if crop[0] else None) for mask, box in zip(found, found_boxes, strict=True)
             ]
-        return io.NodeOutput(singles, boxes, chosen, cutouts, mask_batches, box_batches, all_segs)
+        return io.NodeOutput(singles, boxes, chosen, cutouts, mask_batches, box_batches, all_segs, kept_scores)
 
 
 def _sorted(masks: np.ndarray, order: str, min_area: int) -> tuple[np.ndarray, list[Box], np.ndarray]:

@@ -43,7 +43,7 @@ OUTPUTS = {
     "UniGSConditioning": ["MODEL", "CONDITIONING", "CONDITIONING", "LATENT"],
     "UniGSSplitLatent": ["LATENT", "LATENT"],
     "UniGSDichotomyDecode": ["MASK", "IMAGE", "IMAGE", "INT", "FLOAT"],
-    "UniGSEntityMaskSplit": ["MASK", "BBOX", "MASK", "IMAGE", "MASK", "BBOX", "SEGS"],
+    "UniGSEntityMaskSplit": ["MASK", "BBOX", "MASK", "IMAGE", "MASK", "BBOX", "SEGS", "FLOAT"],
     "UniGSSaveEntities": [],
 }
 DISPLAY_NAMES = {

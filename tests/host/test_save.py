@@ -141,6 +141,31 @@ def test_several_colormaps_are_saved_one_by_one_with_their_scores(server, graph,
     assert json.loads((server.data / "output" / "batch_00002_coco.json").read_text())["annotations"] == []
 
 
+def test_scores_stay_with_their_masks_when_they_are_sorted_and_dropped(server, graph, picture):
+    image = graph.add("LoadImage", image=picture)
+    colormap = graph.add("UniGSColormapEncode", masks=add_batch(graph, add_masks(graph)), grid=4)
+    soft = graph.add("ImageBlur", image=colormap, blur_radius=4, sigma=2.0)
+    decoded = graph.add("UniGSDichotomyDecode", colormap=soft, delta=10.0, min_area=0, keep_background=False)
+    scores = graph.output(decoded, 4)
+    settings = {"order": "left to right", "min_area": 0, "index": 0, "crop": False}
+    parts = graph.add("UniGSEntityMaskSplit", masks=decoded, scores=scores, **settings)
+    sorted_ones = {"masks": graph.output(parts, 4), "scores": graph.output(parts, 7)}
+    for prefix, inputs in (("direct", {"masks": decoded, "scores": scores}), ("sorted", sorted_ones)):
+        graph.add("UniGSSaveEntities", image=image, filename_prefix=prefix, **inputs)
+
+    def saved_scores(name):
+        found = json.loads((server.data / "output" / f"{name}_coco.json").read_text())["annotations"]
+        return {tuple(one["bbox"]): one["score"] for one in found}, min(one["area"] for one in found)
+
+    server.client.run(graph.prompt)
+    (direct, smallest), (ordered, _) = saved_scores("direct_00001"), saved_scores("sorted_00001")
+    assert ordered == direct and len(set(direct.values())) == len(direct) > 2  # each has a score of its own
+    graph.prompt[parts[0]]["inputs"]["min_area"] = smallest + 1
+    server.client.run(graph.prompt)
+    fewer, _ = saved_scores("sorted_00002")
+    assert len(fewer) == len(direct) - 1 and fewer.items() < direct.items()
+
+
 @pytest.mark.parametrize("prefix", ["../escaped", "a/../../escaped", "/tmp/escaped", "a/%year%/../../../escaped"])
 def test_nothing_is_written_outside_the_output_folder(server, graph, picture, prefix):
     before = sorted(path for path in server.data.rglob("*") if "temp" not in path.parts)
