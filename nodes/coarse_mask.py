@@ -116,7 +116,7 @@ class CoarseMaskFromBox(io.ComfyNode):
         written = parse_boxes(boxes)
         prompt = prompt_of(written)
         found = [box for box, _ in written] + ([] if bboxes is None else flatten_boxes(bboxes))
-        preview = None if pictures is None else _preview(pictures)
+        preview = {"size": [[width, height]]} if pictures is None else _preview(pictures)
         if kind == "full":
             whole = torch.ones(1, *size)
             return io.NodeOutput(whole, whole, prompt, ui=preview)

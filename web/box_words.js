@@ -8,6 +8,7 @@ const ENGLISH = {
     unreadable: (part) => `Cannot read “${part}”: correct the text above to draw.`,
     linked: "The boxes come from a connected node.",
     unseen: "Run the workflow once to see the picture that is connected here.",
+    unmeasured: "Run the workflow once to see the size that is connected here.",
 }
 
 const CHINESE = {
@@ -18,6 +19,7 @@ const CHINESE = {
     unreadable: (part) => `无法读取“${part}”：请先更正上面的文本，再绘制。`,
     linked: "框来自所连接的节点。",
     unseen: "运行一次工作流，即可在此看到所连接的图像。",
+    unmeasured: "运行一次工作流，即可在此看到所连接的尺寸。",
 }
 
 /** @param {string} locale  of the frontend, like "en" or "zh" */

@@ -53,13 +53,15 @@ function addBoxEditor(node) {
     const refresh = () => {
         const source = sourceOf(node)
         if (source.address !== wanted) load(source)
-        const [width, height] = picture?.size ?? [widgets.width.value, widgets.height.value]
+        const measured = measuredBy(node)
+        const [width, height] = picture?.size ?? measured ?? [widgets.width.value, widgets.height.value]
         const { boxes, unreadable } = parseBoxes(widgets.boxes.value)
         const linked = linkOf(node, "boxes") !== null
         let notice = words.hint
         if (linked) notice = words.linked
         else if (unreadable !== null) notice = words.unreadable(unreadable)
         else if (source.connected && !picture) notice = words.unseen
+        else if (!source.connected && linksOfSize(node) && !measured) notice = words.unmeasured
         const locked = linked || unreadable !== null
         const state = { boxes, width, height, picture: picture?.address ?? null, notice, locked }
         if (JSON.stringify(state) === shown) return
@@ -87,6 +89,7 @@ function addBoxEditor(node) {
     node.onExecuted = function (output) {
         onExecuted?.call(this, output)
         if (output?.picture) executed.set(placeOf(node), { link: linkOf(node, "image"), entry: output.picture[0] })
+        if (output?.size) sizes.set(placeOf(node), { links: linksOfSize(node), size: output.size[0] })
         node.setDirtyCanvas(true, true)
     }
     // Nodes that are not drawn on the canvas (Nodes 2.0) do not call `onDraw`.
@@ -104,6 +107,9 @@ function rememberForUndo() {
 /** Pictures that came out of a run, by node: undoing a change makes all nodes anew. */
 const executed = new Map()
 
+/** The same of sizes that come from other nodes. */
+const sizes = new Map()
+
 function placeOf(node) {
     return `${node.graph?.id}/${node.id}`
 }
@@ -119,6 +125,19 @@ function sourceOf(node) {
     if (!link || ran?.link !== link) return { connected: Boolean(link), address: null }
     const { width, height, ...saved } = ran.entry
     return { connected: true, address: api.apiURL(`/view?${new URLSearchParams(saved)}`), size: [width, height] }
+}
+
+/** [width, height] of the last run, if they come from other nodes and still from the same ones; else null. */
+function measuredBy(node) {
+    const links = linksOfSize(node)
+    const ran = sizes.get(placeOf(node))
+    return links && ran?.links === links ? ran.size : null
+}
+
+/** Where width and height come from, as a text to compare; null if they are the node's own. */
+function linksOfSize(node) {
+    const links = ["width", "height"].map((name) => linkOf(node, name))
+    return links.some((link) => link !== null) ? links.join() : null
 }
 
 /** Where an input comes from, as a text to compare, or null. */

@@ -328,6 +328,23 @@ def test_the_picture_of_another_node_is_shown_after_a_run(opened, graph, picture
     page.screenshot(path=ARTIFACTS / "boxes_after_a_run.png")
 
 
+def test_a_size_of_other_nodes_is_known_after_a_run(opened, graph, page):
+    sides = {name: graph.add("PrimitiveInt", value=value) for name, value in (("width", 400), ("height", 300))}
+    node = box_node(graph, "100,75,200,150")
+    graph.prompt[node[0]]["inputs"] |= sides
+    graph.add("MaskPreview", mask=node)
+    page.evaluate("prompt => app.loadApiJson(prompt, 'boxes')", graph.prompt)
+    page.evaluate(IN_VIEW)
+    editor = Editor(page)
+    editor.stage.wait_for()
+    assert "Run the workflow once to see the size" in editor.notice.inner_text()
+    page.evaluate("() => app.queuePrompt(0)")
+    box = editor.boxes.first
+    page.wait_for_function("() => document.querySelector('.unigs-boxes-box')?.style.width === '25%'")
+    assert box.evaluate("box => [box.style.left, box.style.top, box.style.height]") == ["25%", "25%", "25%"]
+    assert "Run the workflow" not in editor.notice.inner_text()
+
+
 def test_what_is_drawn_is_saved_and_run(server, object_info, opened, graph, picture, page, shown):
     node = box_node(graph, "", image=graph.add("LoadImage", image=picture))
     mask, prompt = graph.add("MaskPreview", mask=node), graph.add("PreviewAny", source=graph.output(node, 2))
