@@ -87,7 +87,7 @@ def synthesize(options: argparse.Namespace) -> None:
     masks = [_read_mask(path) for path in options.masks or []]
     if len({mask.size for mask in masks}) > 1:
         raise ValueError(f"the masks must have one size, got {sorted({mask.size for mask in masks})} (width, height)")
-    _check_places(options, [*given, "masks"], [*given.values(), *(options.masks or [])])
+    _check_places(options, [*given, *(["masks"] if masks else [])], [*given.values(), *(options.masks or [])])
     pipe = _load_pipeline(options)
     limit, nearest = _limit(options, pipe), Image.Resampling.NEAREST
     colormaps = {name: _fit(_read_picture(path, "black"), limit, nearest) for name, path in given.items()}
