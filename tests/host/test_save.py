@@ -144,7 +144,9 @@ def test_several_colormaps_are_saved_one_by_one_with_their_scores(server, graph,
 def test_scores_stay_with_their_masks_when_they_are_sorted_and_dropped(server, graph, picture):
     image = graph.add("LoadImage", image=picture)
     colormap = graph.add("UniGSColormapEncode", masks=add_batch(graph, add_masks(graph)), grid=4)
-    soft = graph.add("ImageBlur", image=colormap, blur_radius=4, sigma=2.0)
+    scaling = {"upscale_method": "bilinear", "crop": "disabled"}
+    small = graph.add("ImageScale", image=colormap, width=32, height=16, **scaling)
+    soft = graph.add("ImageScale", image=small, width=96, height=48, **scaling)
     decoded = graph.add("UniGSDichotomyDecode", colormap=soft, delta=10.0, min_area=0, keep_background=False)
     scores = graph.output(decoded, 4)
     settings = {"order": "left to right", "min_area": 0, "index": 0, "crop": False}
