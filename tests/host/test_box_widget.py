@@ -109,6 +109,10 @@ def opened(page) -> Callable[[Graph], Editor]:
         editor = Editor(page)
         editor.stage.wait_for()
         page.wait_for_function(IN_PROPORTION, arg=WIDTH / HEIGHT)
+        place = None
+        while place != (now := editor.stage.bounding_box()):  # a banner of the host may still push it down
+            place = now
+            page.wait_for_timeout(300)
         return editor
 
     return open_graph
