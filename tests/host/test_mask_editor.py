@@ -36,8 +36,10 @@ def test_what_is_painted_is_filled_and_nothing_else(server, frontend, graph, upl
     page.evaluate("prompt => app.loadApiJson(prompt, 'paint')", graph.prompt)
     page.evaluate(IN_VIEW)
     page.wait_for_function(f"() => {LOADED}.imgs?.[0]?.naturalWidth > 0")
-    page.mouse.click(200, 185, button="right")  # the node's title
-    page.get_by_text("Open in MaskEditor").click()
+    page.wait_for_timeout(1000)  # a banner of the host may still push the canvas down
+    left, top = page.evaluate("() => { const { x, y } = app.canvas.canvas.getBoundingClientRect(); return [x, y] }")
+    page.mouse.click(left + 200, top + 185, button="right")  # the node's title
+    page.get_by_text(re.compile("Open in Mask ?Editor")).first.click(timeout=20_000)
     canvas = page.locator("#maskEditorCanvasContainer")
     canvas.wait_for()
     page.wait_for_timeout(2000)  # the editor fits the picture into its window
