@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to load, and `--help` and 
 # The example pictures, their prompts and boxes: the templates for ComfyUI, in a checkout beside this package.
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 EXAMPLES = ("entity_segmentation", "multi_region_inpainting", "referring_segmentation", "synthesis")
+OUTPUT = Path("unigs-output")
 GALLERY = WORKFLOWS.parent / "docs" / "gallery"
 # What not every run writes into the folder of a picture.
 EXTRAS = ("tree.png", "coarse_mask.png")
@@ -178,9 +179,11 @@ def _gallery(options: argparse.Namespace) -> None:
         )
     from .gallery import Model, make_gallery
 
-    ignored = ("size", "delta", "min_area", "use_palette", "snap")
-    if given := [name for name in ignored if getattr(options, name) is not None]:
+    own = ("size", "delta", "min_area", "use_palette", "snap")
+    if given := [name for name in own if getattr(options, name) is not None]:
         raise ValueError(f"--gallery shows the checkpoint's own settings: leave out --{given[0].replace('_', '-')}")
+    if options.out != OUTPUT or options.tree or options.cutouts:
+        raise ValueError("--gallery writes figures alone, to its own folder: leave out --out, --tree and --cutouts")
     model = Model(_load_pipeline(options), options.steps, options.guidance, options.seed)
     for path in make_gallery(model, options.gallery):
         print(path, flush=True)
@@ -189,6 +192,8 @@ def _gallery(options: argparse.Namespace) -> None:
 def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
     pictures = _named(options.pictures)
     masks = getattr(options, "mask", None) or []
+    if getattr(options, "shape", None) is not None and not options.boxes:
+        raise ValueError(f"--shape {options.shape} is about boxes: give --boxes, or leave it out")
     if len(masks) not in (0, 1, len(pictures)):
         raise ValueError(f"expected one mask, or one for each of the {len(pictures)} pictures; got {len(masks)}")
     _check_places(options, pictures, [*pictures.values(), *masks])
@@ -207,7 +212,7 @@ def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
             region = np.asarray(mask.resize(picture.size, Image.Resampling.NEAREST)) > 127
         elif getattr(options, "boxes", None):
             boxes = np.array(options.boxes) * np.tile(np.array(picture.size) / original.size, 2)
-            region = coarse_mask(boxes, (picture.height, picture.width), options.shape, options.seed)
+            region = coarse_mask(boxes, (picture.height, picture.width), options.shape or "curve", options.seed)
         painted = _call(pipe, task, options, image=picture, coarse_mask=region)
         where = None if region is None else Image.fromarray(region)
         _save(options, name, painted, {**_facts(task, options), "source": str(path)}, {"coarse_mask": where})
@@ -451,7 +456,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--out",
         type=Path,
-        default=Path("unigs-output"),
+        default=OUTPUT,
         metavar="DIR",
         help="folder for results (default: %(default)s)",
     )
@@ -516,7 +521,7 @@ def _parser() -> argparse.ArgumentParser:
         "run this often with other noise, and let the runs (3 or more) vote on each pixel of the colormap (default: 1)"
     )
     words = {"required": True, "metavar": "TEXT"}
-    shape_help = "what boxes become: a blob or a larger box (default: %(default)s)"
+    shape_help = "what boxes become: a blob or a larger box (default: curve)"
     boxes_help = "regions in pixels of the picture, two corners each: 'x1,y1,x2,y2;x1,y1,x2,y2'"
     mask_help = "picture of the region, white inside; for several pictures, one for all or one each in turn"
 
@@ -551,7 +556,7 @@ def _parser() -> argparse.ArgumentParser:
     region = command.add_mutually_exclusive_group(required=True)
     region.add_argument("--boxes", type=_boxes, metavar="BOXES", help=boxes_help)
     region.add_argument("--mask", action="append", type=Path, metavar="FILE", help=mask_help)
-    command.add_argument("--shape", choices=("curve", "box"), default="curve", help=shape_help)
+    command.add_argument("--shape", choices=("curve", "box"), help=shape_help)
 
     command = add(
         synthesize, "paint a picture from a layout of entities", "--prompt 'dog and cat' --masks dog.png cat.png"
@@ -570,7 +575,7 @@ def _parser() -> argparse.ArgumentParser:
     region = command.add_mutually_exclusive_group()
     region.add_argument("--boxes", type=_boxes, metavar="BOXES", help=f"look only near these {boxes_help}")
     region.add_argument("--mask", action="append", type=Path, metavar="FILE", help=f"look only here: {mask_help}")
-    command.add_argument("--shape", choices=("curve", "box"), default="curve", help=shape_help)
+    command.add_argument("--shape", choices=("curve", "box"), help=shape_help)
     command.add_argument("--ensemble", help=voted_help, **voted)
 
     command = add(segment, "find every entity", "photo.png another.png --out found")

@@ -317,7 +317,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, p
         (["refer", "PHOTO", "--prompt", "cat", "--mask", "LARGE"], "the mask .* has 200 x 100 pixels, the picture"),
         (["segment", "PHOTO", "--steps", "0"], "num_inference_steps"),
         (["segment", "PHOTO", "--ensemble", "2"], "of two votes none wins"),
+        (["refer", "PHOTO", "--prompt", "cat", "--mask", "LARGE", "--shape", "box"], "--shape box is about boxes"),
         (["demo", "--gallery", "PHOTO", "--delta", "9"], "leave out --delta"),
+        (["demo", "--gallery", "PHOTO"], "leave out --out"),
         (["segment", "PHOTO", "--device", "toaster"], "device 'toaster' cannot be used"),
     ],
 )
