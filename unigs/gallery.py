@@ -21,7 +21,7 @@ from .conditions import HOLE_VALUE
 from .entities import Entities
 from .matching import intersection_over_union, match_entities
 from .pipeline import UniGSPipeline
-from .tasks import Task
+from .tasks import WITH_STUFF, Task
 from .visualize import contact_sheet, overlay
 
 SCENES = Path(__file__).resolve().parent / "gallery_scenes"
@@ -239,18 +239,28 @@ def referring(model: Model, scenes: Sequence[Scene]) -> list[Column]:
 
 
 def entity(model: Model, scenes: Sequence[Scene]) -> list[Column]:
-    """Score: the masks against the objects; the background is an entity too, which counts neither way."""
-    answers = model.ask(Task.ENTITY, image=[scene.picture for scene in scenes])
+    """Score: the masks against the objects; the background is an entity too, which counts neither way.
+
+    Then once more, asked for stuff too.
+    """
+    pictures = [scene.picture for scene in scenes]
+    answers = model.ask(Task.ENTITY, image=pictures)
+    with_stuff = model.ask(Task.ENTITY, image=pictures, prompt=[WITH_STUFF] * len(pictures))
     columns = []
-    for scene, answer in zip(scenes, answers, strict=True):
+    for scene, answer, more in zip(scenes, answers, with_stuff, strict=True):
         shown = {
             "given: the scene": scene.picture,
             "picture, painted again": answer.picture,
             "painted colormap": answer.colormap,
             "masks": answer.masks_on(scene.picture),
         }
+        asked_for_stuff = {
+            "asked for stuff too: painted colormap": more.colormap,
+            "asked for stuff too: masks": more.masks_on(scene.picture),
+        }
         score = float(match_entities(answer.entities.masks, scene.masks).mean())
-        columns.append(Column(score, [Block(shown, _note(score, Task.ENTITY, None))]))
+        blocks = [Block(shown, _note(score, Task.ENTITY, None)), Block(asked_for_stuff, WITH_STUFF)]
+        columns.append(Column(score, blocks))
     return columns
 
 

@@ -135,7 +135,7 @@ def test_the_command_makes_every_picture(tmp_path, monkeypatch, capsys):
     assert all(str(out / name) in capsys.readouterr().out for name in [*names][:1])
     sizes = {name: Image.open(out / name).size for name in names}
     assert {width for width, _ in sizes.values()} == {8 + 6 * 264 + 24}
-    rows = {"entity.jpg": 4, "inpainting.jpg": 5, "synthesis.jpg": 6, "referring.jpg": 7, "gallery.jpg": 8}
+    rows = {"entity.jpg": 6, "inpainting.jpg": 5, "synthesis.jpg": 6, "referring.jpg": 7, "gallery.jpg": 8}
     assert all(264 * count < sizes[name][1] < 264 * (count + 1) + 60 * count for name, count in rows.items())
 
 
