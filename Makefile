@@ -1,6 +1,7 @@
 # make demo      the four tasks in a real ComfyUI, pictures in demo/output/
 # make comfyui   a ComfyUI with the nodes, for the browser
 # make test      every test that needs no GPU;  PYTEST_ARGS="tests/unigs -x" runs a part
+# make bundled-model  trains unigs/models/unigs-tiny again, from the sprites on, in some seven hours; goes on where it was stopped
 # make lint | types | setup | clean (outputs and caches) | distclean (also .venv and .comfyui)
 #
 # TORCH          what pip installs as torch, for a GPU; without it the small build for CPUs. Give it once, later runs keep it:
@@ -19,7 +20,9 @@ VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo comfyui test lint types setup clean distclean FORCE
+PARTS := tiny tiny_more tiny_things tiny_stuff
+
+.PHONY: demo comfyui test bundled-model lint types setup clean distclean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -30,6 +33,12 @@ comfyui: setup
 
 test: setup
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+bundled-model: setup
+	$(VENV_PYTHON) -m training.datasets.scenes
+	set -e; for part in $(PARTS); do \
+		.venv/bin/torchrun --standalone --nproc-per-node 2 -m training.train_joint --config training/configs/$$part.toml --cpu; \
+	done
 
 lint: .venv/packages
 	$(VENV_PYTHON) -m ruff check .

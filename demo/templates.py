@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unigs.checkpoints import bundled_model_dir, open_checkpoint
+from unigs.tasks import WITH_STUFF
 
 from .canvas import Canvas, Node, Output
 from .client import ComfyUIError
@@ -69,8 +70,9 @@ def entity_segmentation(at: Pieces) -> None:
         "2. **Dichotomy Decode** splits the colours in two until every part is of one colour. *keep background* is on: "
         "in this task everything in the picture is an entity.\n"
         "3. **Entity Mask Split** gives single masks, boxes and cut-outs.\n\n"
+        f"Sky and ground are background, unless the sampler's prompt is `{WITH_STUFF}`\n\n"
         f"*steps 0* and *cfg 0* stand for what the checkpoint recommends.\n\n{SMALL_MODEL}",
-        height=410,
+        height=470,
     )
     loader, loaded = at.load()
     picture = at.picture("unigs_entity.png")

@@ -583,8 +583,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--stuff",
         action="store_true",
-        help="ask for sky, ground and the like too, of a checkpoint that was trained to be asked (the bundled one was "
-        "not)",
+        help="ask for sky, ground and the like too, of a checkpoint that was trained to be asked, as the bundled one was",
     )
     command.add_argument("--ensemble", help=voted_help, **voted)
 

@@ -15,8 +15,9 @@ from transformers import CLIPTextModel
 import unigs
 from unigs import pipeline
 from unigs.checkpoints import bundled_model_dir
+from unigs.gallery import SCENES, read_scenes
 from unigs.pipeline import UniGSPipeline
-from unigs.tasks import Task
+from unigs.tasks import WITH_STUFF, Task
 
 SIZE = 64
 rng = np.random.default_rng(0)
@@ -47,12 +48,27 @@ def run(pipe: UniGSPipeline, task: str, seed: int = 0, **changes):
 def test_bundled_checkpoint(pipe):
     assert pipe.dtype == torch.float32
     assert pipe.default_size == 128
-    assert pipe.palette == unigs.LocationAwarePalette(5, order="smooth")
+    assert pipe.palette == unigs.LocationAwarePalette(5, order="smooth", first="smallest")
     settings = {"num_inference_steps", "guidance_scale", "delta", "min_share", "use_palette", "snap_share"}
     assert all(set(pipe.defaults(task)) == settings for task in Task)
     files = [path for path in bundled_model_dir().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+
+
+def test_the_bundled_checkpoint_tells_sky_from_ground_if_it_is_asked_for_stuff(pipe):
+    scenes = read_scenes(SCENES)
+
+    def with_two_grounds(prompt: str | None) -> list[bool]:
+        generators = [torch.Generator().manual_seed(k) for k in range(len(scenes))]
+        words = None if prompt is None else [prompt] * len(scenes)
+        out = pipe("entity", image=[scene.picture for scene in scenes], prompt=words, generator=generators)
+        edges = ((found.labels[0], found.labels[-1]) for found in out.entities)
+        return [np.bincount(top).argmax() != np.bincount(bottom).argmax() for top, bottom in edges]
+
+    truth = np.array([scene.place != "at a wall" for scene in scenes])
+    assert (with_two_grounds(WITH_STUFF) == truth).mean() >= 0.9
+    assert np.mean(with_two_grounds(None)) <= 0.1
 
 
 @pytest.mark.parametrize("task", INPUTS)
