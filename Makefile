@@ -1,7 +1,7 @@
 # make demo      the four tasks in a real ComfyUI, pictures in demo/output/
 # make comfyui   a ComfyUI with the nodes, for the browser
 # make test      every test that needs no GPU;  PYTEST_ARGS="tests/unigs -x" runs a part
-# make bundled-model  trains unigs/models/unigs-tiny again, from the sprites on, in some seven hours; goes on where it was stopped
+# make bundled-model  trains unigs/models/unigs-tiny again, from the sprites on, in some six hours; goes on where it was stopped
 # make lint | types | setup | clean (outputs and caches) | distclean (also .venv and .comfyui)
 #
 # TORCH          what pip installs as torch, for a GPU; without it the small build for CPUs. Give it once, later runs keep it:

@@ -583,7 +583,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--stuff",
         action="store_true",
-        help="ask for sky, ground and the like too, of a checkpoint that was trained to be asked, as the bundled one was",
+        help="ask for sky, ground and the like too; for checkpoints trained to be asked, as the bundled one was",
     )
     command.add_argument("--ensemble", help=voted_help, **voted)
 
