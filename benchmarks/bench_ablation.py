@@ -105,7 +105,10 @@ def measured_of(name: str, options: argparse.Namespace) -> Path:
 
 def run(name: str, options: argparse.Namespace) -> None:
     """Train and measure a variant, as far as that is not done."""
-    variant, out = VARIANTS[name], folder_of(name, options)
+    variant, out, measured = VARIANTS[name], folder_of(name, options), measured_of(name, options)
+    if variant.training is not None:
+        _check_command(out / "command.json", [str(options.processes), *training_command(name, options)])
+    _check_command(measured.parent / "command.json", evaluation_command(name, options))
     if variant.training is not None and not (out / "pipeline").is_dir():
         autoencoder = folder_of("joint", options) / "vae"
         if autoencoder.is_dir() and not variant.own_autoencoder:
@@ -114,12 +117,20 @@ def run(name: str, options: argparse.Namespace) -> None:
         _run(*(launcher if options.processes > 1 else []), "training.train_joint", *training_command(name, options))
         if not (out / "pipeline").is_dir():
             raise SystemExit(f"the training of {name} was stopped: the same command goes on from there")
-    if not measured_of(name, options).is_file():
+    if not measured.is_file():
         try:
             _run("training.evaluate", *evaluation_command(name, options))
         except SystemExit:
-            measured_of(name, options).unlink(missing_ok=True)  # it is of a part
+            measured.unlink(missing_ok=True)  # it is of a part
             raise
+
+
+def _check_command(file: Path, command: list[str]) -> None:
+    """Raises SystemExit if what lies beside the file was made by another command, which is kept there."""
+    if file.is_file() and (before := json.loads(file.read_text())) != command:
+        raise SystemExit(f"{file.parent} was made with {before}, asked for is {command}: give another --output")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(command))
 
 
 def _run(module: str, *arguments: str) -> None:

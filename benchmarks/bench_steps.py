@@ -43,6 +43,7 @@ from training.joint import make_example
 from training.metrics import Measures
 from training.protocols import measure_entity, measure_referring
 from training.questions import Model
+from training.shards import model_hash
 from training.sources import SourceConfig
 from unigs.matching import match_entities
 from unigs.pipeline import UniGSPipeline
@@ -300,7 +301,11 @@ def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     pipe = UniGSPipeline.from_pretrained(options.model)
     model = options.model.name if options.model else "unigs-tiny"
-    settings = {"model": model, "scenes": options.scenes, "batch size": options.batch_size, "seed": options.seed}
+    weights = [model_hash(part, ()) for part in (pipe.unet, pipe.text_encoder, pipe.vae)]
+    settings = {
+        **{"model": model, "weights": weights, "sprites": str(options.sprites)},
+        **{"scenes": options.scenes, "batch size": options.batch_size, "seed": options.seed},
+    }
     store = Store(options.json, settings)
     scenes = Scenes(SpriteLibrary(options.sprites, KINDS), pipe.default_size, "heldout", SourceConfig.max_objects)
     records = [scenes[i] for i in range(options.scenes)]

@@ -168,7 +168,7 @@ class Prompts:
             cfg=chance.choice([1.0, 2.5]),
             sampler_name=chance.choice(["ddim", "euler", "dpmpp_2m", "uni_pc", "euler_ancestral"]),
             scheduler=chance.choice(["simple", "normal", "karras"]),
-            ensemble=2 if task.spec.segments and chance.random() < 0.2 else 1,
+            ensemble=3 if task.spec.segments and chance.random() < 0.2 else 1,
             **inputs,
             **loaded,
         )

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         check(config)
         model = open_model(config.checkpoint, config)
-        segmenter = model if config.segmenter is None else open_model(config.segmenter, config)
+        segmenter = model if config.segmenter is None else open_segmenter(config.segmenter, config)
         datasets = open_data(config, model.pipeline.default_size)
         check_use(config, datasets)
         networks = open_networks(
@@ -211,9 +211,19 @@ def check_use(config: EvaluateConfig, datasets: list[DataSet]) -> None:
             )
 
 
-def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
+def open_segmenter(checkpoint: Path, config: EvaluateConfig) -> Model:
+    """One that looks with its own settings, whatever those of the measured model are."""
+    return Model(open_pipeline(checkpoint, config), config.batch_size, None, config.seed)
+
+
+def open_pipeline(checkpoint: Path | None, config: EvaluateConfig) -> UniGSPipeline:
     """Raises ValueError or FileNotFoundError for a checkpoint that is not one of UniGS."""
-    pipeline = UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
+    return UniGSPipeline.from_pretrained(checkpoint, torch_dtype=getattr(torch, config.dtype)).to(config.device)
+
+
+def open_model(checkpoint: Path | None, config: EvaluateConfig) -> Model:
+    """Raises as `open_pipeline` does."""
+    pipeline = open_pipeline(checkpoint, config)
     sizes = config.short_side, config.max_side
     decoder = config.criterion, config.delta, config.min_area, config.use_palette, config.snap
     return Model(pipeline, config.batch_size, config.steps, config.seed, *sizes, *decoder)

@@ -39,8 +39,9 @@ class Networks:
 class Fid:
     """Fréchet distance between the features of true and painted pictures.
 
-    The pictures are made 299 x 299 by Pillow's antialiased bicubic filter, as clean-fid does. The smaller their number,
-    the larger FID comes out: compare only numbers of equally many pictures.
+    The pictures are made 299 x 299 by Pillow's antialiased bicubic filter. That is clean-fid's, but rounded to whole
+    levels, as torchmetrics takes no others: compare with clean-fid's numbers not to the last digit. The smaller the
+    number of pictures, the larger FID comes out: compare only numbers of equally many.
 
     Source: https://arxiv.org/abs/1706.08500; https://arxiv.org/abs/2104.11222 for the filter.
     """
@@ -187,7 +188,7 @@ def open_inception(file: Path) -> nn.Module:
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
     except ImportError as error:
         raise ImportError(
             f"FID needs torchmetrics, torch-fidelity and the torchvision of your torch ({one_line(error)}): "
@@ -195,6 +196,8 @@ def open_inception(file: Path) -> nn.Module:
         ) from None
     except RuntimeError as error:
         raise ValueError(f"these are not the weights of torch-fidelity's Inception: {one_line(error)}") from None
+    network.num_features = 2048  # pyright: ignore  # or torchmetrics tries it, with a picture on the CPU
+    return network
 
 
 def open_lpips(file: Path) -> Lpips:

@@ -104,7 +104,9 @@ def load_prepare_config(argv: list[str] | None = None) -> PrepareConfig:
 def check_prepare_settings(config: PrepareConfig) -> tuple[Path, int, int]:
     """The folder to write into, how many processes there are, and which this is. Raises ValueError."""
     # what only the training needs, a GPU or a package, is none of this machine's business
-    check_settings(replace(config, mixed_precision="no", use_8bit_adam=False, report_to="none", rank=None))
+    training = {"mixed_precision": "no", "use_8bit_adam": False, "report_to": "none"}
+    lora = {"rank": None, "lora_alpha": TrainConfig.lora_alpha, "lora_layers": TrainConfig.lora_layers}
+    check_settings(replace(config, **training, **lora))
     for name in ("epochs", "shard_size", "prepare_batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

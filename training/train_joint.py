@@ -240,9 +240,11 @@ def main(argv: list[str] | None = None) -> None:
             if step == steps or not end:
                 values = meter.means(begin_anew=not end)
                 values |= {"learning_rate": chosen[0][1] * rate, "epoch": examples_done / source.epoch_size}
-                if not math.isfinite(values["loss"]):
+                if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
                     raise NoLongerFinite(
-                        f"the loss is {values['loss']} at step {step}: lower learning_rate, or give bf16, not fp16"
+                        f"the loss is {values['loss']}, the norm of its gradient {values['grad_norm']} at step {step}, "
+                        "which is not saved: go on from an older checkpoint with a lower learning_rate, or with bf16, "
+                        "not fp16"
                     )
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
                 journal.write(step, values, end)

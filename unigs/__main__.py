@@ -9,6 +9,7 @@ set. Wrong input gives one line on standard error and the exit code 2.
 import argparse
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -21,7 +22,7 @@ from PIL import Image, ImageOps
 
 from .boxes import Box, parse_boxes, prompt_of
 from .checkpoints import PICKLES, Kind, bundled_model_dir, open_checkpoint
-from .coarse_mask import coarse_mask
+from .coarse_mask import check_boxes, coarse_mask
 from .dichotomy import background_radius_of, decode_colormap, dichotomy
 from .entities import Entities
 from .palette import LocationAwarePalette
@@ -39,7 +40,8 @@ EXAMPLES = ("entity_segmentation", "multi_region_inpainting", "referring_segment
 OUTPUT = Path("unigs-output")
 GALLERY = WORKFLOWS.parent / "docs" / "gallery"
 # What not every run writes into the folder of a picture.
-EXTRAS = ("tree.png", "coarse_mask.png")
+_KINDS = ("picture", "colormap", "tree", "coarse_mask", "given_colormap", "given", "where")
+EXTRAS = tuple(f"{kind}.png" for kind in _KINDS)
 
 
 class Painted(NamedTuple):
@@ -54,7 +56,11 @@ class Painted(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 for wrong input, or 130 if interrupted."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for index in reversed(range(len(given) - 1)):  # a box that begins left of the picture is no option
+        if given[index] == "--boxes" and re.match(r"-[\d.]", given[index + 1]):
+            given[index : index + 2] = [f"--boxes={given[index + 1]}"]
+    options = _parser().parse_args(given)
     logging.basicConfig(format="%(message)s")
     try:
         options.run(options)
@@ -93,8 +99,10 @@ def synthesize(options: argparse.Namespace) -> None:
     limit, nearest = _limit(options, pipe), Image.Resampling.NEAREST
     colormaps = {name: _fit(_read_picture(path, "black"), limit, nearest) for name, path in given.items()}
     if masks:
-        encoded = pipe.palette.encode([np.asarray(_fit(mask, limit, nearest)) > 127 for mask in masks])
-        colormaps["masks"] = Image.fromarray(encoded)
+        layout = [np.asarray(_fit(mask, limit, nearest)) > 127 for mask in masks]
+        if lost := [str(path) for path, mask in zip(options.masks, layout, strict=True) if not mask.any()]:
+            raise ValueError(f"{lost[0]!r} is too thin to be seen at {limit} pixels: give a larger --size, or 0")
+        colormaps["masks"] = Image.fromarray(pipe.palette.encode(layout))
     for name, colormap in colormaps.items():
         painted = _call(pipe, Task.SYNTHESIS, options, colormap=colormap)
         _save(options, name, painted, _facts(Task.SYNTHESIS, options), {"given_colormap": colormap})
@@ -209,8 +217,10 @@ def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
                     f"the mask {masks[index % len(masks)]} has {mask.width} x {mask.height} pixels, "
                     f"the picture {path} {original.width} x {original.height} (width x height)"
                 )
-            region = np.asarray(mask.resize(picture.size, Image.Resampling.NEAREST)) > 127
+            white = mask.point(lambda level: 255 * (level > 127)).convert("F")
+            region = np.asarray(white.resize(picture.size, Image.Resampling.BOX)) > 0  # thin strokes stay
         elif getattr(options, "boxes", None):
+            check_boxes(options.boxes, original.height, original.width)
             boxes = np.array(options.boxes) * np.tile(np.array(picture.size) / original.size, 2)
             region = coarse_mask(boxes, (picture.height, picture.width), options.shape or "curve", options.seed)
         painted = _call(pipe, task, options, image=picture, coarse_mask=region)
@@ -298,6 +308,8 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
         name, number = path.stem, 2
         while name in named:
             name, number = f"{path.stem}_{number}", number + 1
+        if path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder: name the pictures in it")
         if not path.is_file():
             raise ValueError(f"there is no file {str(path)!r}")
         named[name] = path
@@ -310,7 +322,9 @@ def _open(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(picture)
     except FileNotFoundError:
         raise ValueError(f"there is no file {str(path)!r}") from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except IsADirectoryError:
+        raise ValueError(f"{str(path)!r} is a folder: name the pictures in it") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for a damaged PNG
         raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 
 
@@ -432,6 +446,12 @@ def _side(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
 def _palette(text: str) -> LocationAwarePalette:
     """The default palette with a grid, or that of a checkpoint. Only its settings are read."""
     try:
@@ -508,7 +528,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="borders move to edges of the picture by up to so much; 0: not at all (default: the checkpoint's)",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise and of curves (default: 0)")
+    group.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the noise and of curves (default: 0)")
     group.add_argument(
         "--size",
         type=_side,

@@ -10,6 +10,7 @@ that is converted to another precision only a part is in memory beside the resul
 
 import json
 import logging
+import re
 import tempfile
 from dataclasses import dataclass, field
 from enum import Enum
@@ -157,18 +158,29 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises ValueError if there is none: no other format is opened.
     """
-    for index in sorted(folder.glob("*.safetensors.index.json"), key=lambda file: (".fp16" in file.name, file.name)):
-        parts = sorted(set(read_json(index)["weight_map"].values()))
-        if all((folder / part).is_file() for part in parts):
-            return [folder / part for part in parts]
-    for name in ("diffusion_pytorch_model", "model"):
-        for variant in ("", ".fp16"):
-            if (folder / f"{name}{variant}.safetensors").is_file():
-                return [folder / f"{name}{variant}.safetensors"]
+    for variant in (None, "fp16"):
+        found = weight_files_of_variant(folder, variant)
+        for index in (file for file in found if file.suffix == ".json"):
+            parts = sorted(set(read_json(index)["weight_map"].values()))
+            if all((folder / part).is_file() for part in parts):
+                return [folder / part for part in parts]
+        whole = [file for file in found if file.suffix == ".safetensors" and "-of-" not in file.name]
+        if whole:
+            return whole[:1]
     raise ValueError(
         f"{str(folder)!r} holds no weights as .safetensors, and no other format is opened: "
         "save the pipeline with safe_serialization=True"
     )
+
+
+def weight_files_of_variant(folder: Path, variant: str | None) -> list[Path]:
+    """Weights in the folder of a component as diffusers and transformers name them, whole or in parts, and indices of
+    parts; of the variant, like "fp16", or of none."""
+    ending = "" if variant is None else rf"\.{re.escape(variant)}"
+    part = r"-\d{5}-of-\d{5}"
+    name = rf"(diffusion_pytorch_)?model({ending}({part})?|{part}{ending})\.safetensors"
+    index = rf"(diffusion_pytorch_)?model(\.safetensors\.index{ending}|{ending}\.safetensors\.index)\.json"
+    return sorted(path for path in folder.glob("*model*") if re.fullmatch(f"{name}|{index}", path.name))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -205,10 +217,21 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise ValueError(
             f"{str(folder)!r} holds a {pipeline}: expected a UniGSPipeline or a pipeline of Stable Diffusion 1, 2 or XL"
         )
+    if missing := sorted({"vae", "text_encoder", "tokenizer", "scheduler"} - classes.keys()):
+        raise ValueError(f"the model_index.json in {str(folder)!r} names no {', '.join(missing)}: get the whole model")
     configs = {name: read_json(folder / name / "config.json") for name in classes if _has_weights(name)}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     for name in configs.keys() - {"scheduler"}:
         weight_files(folder / name)  # say now what is missing
+    for name in (name for name in classes if name.startswith("tokenizer")):
+        if not any(
+            all((folder / name / file).is_file() for file in files)
+            for files in (("vocab.json", "merges.txt"), ("tokenizer.json",))
+        ):
+            raise ValueError(
+                f"{str(folder / name)!r} holds neither vocab.json and merges.txt nor tokenizer.json: get the whole "
+                "model"
+            )
     settings = {name: index[name] for name in SETTINGS if name in index}
     kind = _kind(configs["unet"], str(folder))
     return Checkpoint(folder, kind, None, settings, classes, configs, {})
@@ -295,6 +318,7 @@ def _open_unigs(file: Path, metadata: dict[str, str]) -> Checkpoint:
             for name in ("prompts", "settings", "classes", "configs", "tokenizers")
         }
         missing = {"unet", "vae", "text_encoder", "scheduler"} - parts["configs"].keys()
+        missing |= {"tokenizer"} - parts["tokenizers"].keys()
         if missing:
             raise ValueError(f"nothing is said of {', '.join(sorted(missing))}")
     except (KeyError, ValueError, AttributeError) as error:

@@ -61,7 +61,7 @@ def coarse_mask(
     if kind == "full":
         return np.ones((height, width), bool)
     rng = np.random.default_rng(seed)
-    inner = _check_boxes(boxes, height, width, "box")
+    inner = check_boxes(boxes, height, width)
     if len(inner) == 0:
         raise ValueError("a coarse mask needs at least one box, got none; use kind='full' to select the whole picture")
     if extended_boxes is None:
@@ -206,8 +206,8 @@ def _check_size(size: tuple[int, int]) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def _check_boxes(boxes: Any, height: int, width: int, name: str) -> np.ndarray:
-    """Boxes as whole pixels inside the picture, (N, 4) int64."""
+def check_boxes(boxes: Any, height: int, width: int, name: str = "box") -> np.ndarray:
+    """Boxes as whole pixels inside the picture, (N, 4) int64. Raises ValueError as `coarse_mask` does."""
     values = _as_numpy(boxes)
     if values.size == 0:
         return np.zeros((0, 4), np.int64)
@@ -228,7 +228,7 @@ def _check_boxes(boxes: Any, height: int, width: int, name: str) -> np.ndarray:
 
 
 def _check_extended(extended: Any, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    outer = _check_boxes(extended, height, width, "extended box")
+    outer = check_boxes(extended, height, width, "extended box")
     if outer.shape != boxes.shape:
         raise ValueError(f"expected one extended box for each of the {len(boxes)} boxes, got {len(outer)}")
     outside = (outer[:, :2] > boxes[:, :2]).any(axis=1) | (outer[:, 2:] < boxes[:, 2:]).any(axis=1)

@@ -102,7 +102,7 @@ class Dichotomy:
         if snap:
             from .edges import snap_to_edges  # loads scipy
 
-            labels = snap_to_edges(labels, _check_picture(image, "image"), snap)
+            labels = snap_to_edges(labels, check_picture(image, "image"), snap)
         return Entities.from_labels(labels, colors, scores)
 
 
@@ -214,7 +214,7 @@ def decode_colormaps(
     pairs = zip(colormaps, repeat(None) if images is None else images, strict=False)
     if processes == 1:
         return [decode(pair) for pair in pairs]
-    checked = [(_check_picture(one), None if other is None else _check_picture(other, "image")) for one, other in pairs]
+    checked = [(check_picture(one), None if other is None else check_picture(other, "image")) for one, other in pairs]
     context = multiprocessing.get_context("spawn")  # a forked process may hang in the threads of torch
     with ProcessPoolExecutor(processes, context) as pool:
         return list(pool.map(decode, checked, chunksize=max(1, len(checked) // (4 * processes))))
@@ -233,7 +233,7 @@ def dichotomy(
     denoise: bool = True,
 ) -> Dichotomy:
     """The tree of splits of a colormap (H, W, 3) uint8; arguments and Raises as in `decode_colormap`."""
-    pixels = _check_picture(colormap)
+    pixels = check_picture(colormap)
     try:
         delta = float(delta)
     except (TypeError, ValueError):
@@ -259,7 +259,8 @@ def dichotomy(
     )
 
 
-def _check_picture(picture: Any, name: str = "colormap") -> np.ndarray:
+def check_picture(picture: Any, name: str = "colormap") -> np.ndarray:
+    """(H, W, 3) uint8 of what `decode_colormap` takes. Raises ValueError for anything else."""
     if isinstance(picture, Image.Image):
         if picture.mode not in ("RGB", "RGBA", "P", "L", "1"):
             raise ValueError(f"{name} must be a picture of mode RGB, RGBA, P, L or 1, got mode {picture.mode}")

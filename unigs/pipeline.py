@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .checkpoints import SETTINGS, Kind, bundled_model_dir, open_checkpoint
+from .checkpoints import SETTINGS, Kind, bundled_model_dir, open_checkpoint, weight_files_of_variant
 from .components import load_components, save_components, save_tokenizer, share_like_other_files
 from .conditions import (
     LATENT_CHANNELS,
@@ -180,7 +180,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         """A pipeline folder, as diffusers saves one; every release of transformers reads its tokenizer.
 
         The weights in use may be views of the very files that are replaced, so the new ones are written beside them
-        first.
+        first. What is left of a model that lay there before, of other weights of the same variant, is removed.
         """
         folder = Path(save_directory)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -190,11 +190,16 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             for name in ("tokenizer", "tokenizer_2"):
                 if getattr(self, name) is not None:
                     save_tokenizer(getattr(self, name), new / name)
-            for file in sorted(path for path in new.rglob("*") if path.is_file()):
-                target = folder / file.relative_to(new)
+            files = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
+            for name in sorted(files):
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                share_like_other_files(file)
-                os.replace(file, target)
+                share_like_other_files(new / name)
+                os.replace(new / name, target)
+            for part in sorted({name.parent for name in files}):
+                for old in weight_files_of_variant(folder / part, kwargs.get("variant")):
+                    if old.relative_to(folder) not in files:
+                        old.unlink()
 
     def save_single_file(self, file: str | Path) -> None:
         """One .safetensors file with everything: weights, configurations, tokenizers, palette, defaults of the tasks.
@@ -332,6 +337,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         latents: Tensor | None = None,
         output_type: Literal["pil", "pt"] = "pil",
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "prompt_embeds"),
     ) -> UniGSOutput:
         """Run one task on B pictures. Inputs of length 1 serve all B.
 
@@ -357,8 +363,9 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                 task by default. The edges are those of the picture that was given, or of the painted one.
             eta, generator, latents: noise of the DDIM steps, source of all noise, or the starting noise (B, 8, h, w).
             output_type: "pil" pictures or "pt" tensors.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents", "prompt_embeds"}) after each step; it
-                may return changed tensors, and set `pipeline._interrupt = True` to leave out the steps that are left.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step; it may return changed
+                tensors, and set `pipeline._interrupt = True` to leave out the steps that are left.
+            callback_on_step_end_tensor_inputs: the names of these tensors, of "latents" and "prompt_embeds".
 
         Returns:
             Picture, colormap and entities of each. Inpainting returns the pixels outside the coarse mask as they were.
@@ -391,6 +398,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                 "ensemble must be at least 1, and more only for the tasks that segment and without `latents`, "
                 f"got {ensemble} for task {task.value!r}"
             )
+        if ensemble > 1 and hold == "colormap":
+            raise ValueError(f"ensemble is {ensemble}, but with hold='colormap' there is nothing to vote on: give 1")
         if ensemble == 2:
             raise ValueError("ensemble is 2, but of two votes none wins, and the first would be taken: give 1, or 3")
         pictures = {name: _picture_tensor(name, value) for name, value in given.items() if value is not None}
@@ -415,6 +424,10 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         guidance_scale = float(self.defaults(task)["guidance_scale"] if guidance_scale is None else guidance_scale)
         decoder = self.decoder_settings(task, size[0] * size[1], delta, min_area, use_palette, snap)
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be of {self._callback_tensor_inputs}, got {sorted(unknown)}"
+            )
         guided = guidance_scale != 1.0
         device, dtype = self._execution_device, self.unet.dtype
         self._interrupt = False
@@ -480,7 +493,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
                     sample = self.scheduler.step(predicted, t, sample, **step_options).prev_sample
                     if callback_on_step_end is not None:
                         tensors = {"latents": sample, "prompt_embeds": prompt_embeds}
-                        changed = callback_on_step_end(self, member * calls + i, int(t), tensors) or {}
+                        wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                        changed = callback_on_step_end(self, member * calls + i, int(t), wanted) or {}
                         sample = changed.get("latents", sample)
                         prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
                     progress.update()
@@ -550,13 +564,23 @@ def _picture_tensor(name: str, value: Pictures) -> Tensor:
             f"the pictures of `{name}` must have one size, got {sorted({p.size for p in pictures})}: "
             "call once for each size"
         )
+    for picture in pictures:
+        _check_depth(name, picture)
     arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
+
+
+def _check_depth(name: str, picture: Any) -> None:
+    """Raises ValueError for more than 8 bits a channel: converted, all that is above 255 would become white."""
+    if isinstance(picture, Image.Image) and picture.mode[0] in "IF":
+        raise ValueError(f"`{name}` has more than 8 bits a pixel (mode {picture.mode}): bring it to 0-255 first")
 
 
 def _mask_tensor(value: Masks, size: Sequence[int]) -> Tensor:
     """(B, H, W) float32, 0 or 1, on the CPU."""
     single = isinstance(value, (Image.Image, np.ndarray, Tensor))
+    for mask in [value] if single else value:
+        _check_depth("coarse_mask", mask)
     masks = [
         np.asarray(mask.convert("L")) > 127 if isinstance(mask, Image.Image) else torch.as_tensor(mask).cpu().numpy()
         for mask in ([value] if single else value)

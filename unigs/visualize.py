@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .dichotomy import Cluster, Dichotomy, dichotomy
+from .dichotomy import Cluster, Dichotomy, check_picture, dichotomy
 from .entities import Entities, display_colors
 
 INK, PAPER, GRAY = (24, 24, 28), (250, 250, 248), (110, 110, 114)
@@ -182,7 +182,7 @@ def dichotomy_tree(
         raise ValueError(f"cell and columns must be at least 1, panels at least 4; got {cell}, {columns}, {panels}")
     found = dichotomy(colormap, delta) if found is None else found
     entities = found.entities(keep_background=True) if entities is None else entities
-    picture = (colormap if isinstance(colormap, Image.Image) else Image.fromarray(np.asarray(colormap))).convert("RGB")
+    picture = Image.fromarray(check_picture(colormap))
     size = picture.height, picture.width
     if not size == found.leaves.shape == entities.size:
         raise ValueError(

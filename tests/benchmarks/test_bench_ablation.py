@@ -91,6 +91,15 @@ def test_several_processes_train_a_model_together(options, monkeypatch):
     assert measured[:2] == ["-m", "training.evaluate"]
 
 
+def test_other_settings_need_another_folder(options, monkeypatch):
+    made = bench_ablation.folder_of("joint", options) / "pipeline"
+    monkeypatch.setattr(bench_ablation, "_run", lambda *_: made.mkdir(exist_ok=True))
+    bench_ablation.run("joint", options)
+    options.more = ["--resolution", "128"]
+    with pytest.raises(SystemExit, match="joint was made with .*'64'.*, asked for is .*'128'.*give another --output"):
+        bench_ablation.run("joint", options)
+
+
 @pytest.mark.parametrize("given", [["--steps", "0"], ["--count", "0"], ["--processes", "0"], ["--only", "everything"]])
 def test_wrong_options_end_with_one_line(given, capsys):
     with pytest.raises(SystemExit):

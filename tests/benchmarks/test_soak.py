@@ -1,8 +1,10 @@
 """How the soak judges; it is run for real by hand."""
 
+import random
+
 import pytest
 
-from benchmarks.soak import EVERY, Report, main
+from benchmarks.soak import EVERY, SIZES, Prompts, Report, main
 
 
 def report(in_use: list[float]) -> Report:
@@ -29,6 +31,14 @@ def test_the_report_says_what_happened():
     assert "| failed that should have worked | 1 |" in found.table(0)
     assert "| memory in use, at the end | 600 MiB (+0.00%) |" in found.table(0)
     assert found.as_json(0)["prompts"] == 100 and found.as_json(0)["growth"] == 0
+
+
+def test_no_prompt_has_what_a_node_refuses():
+    prompts = object.__new__(Prompts)
+    prompts.checkpoints, prompts.pictures = ["bundled"], dict.fromkeys(SIZES, "a.png")
+    graphs = (prompts.any(number, random.Random(number), False)[1] for number in range(300))
+    nodes = [node["inputs"] for graph in graphs for node in graph.prompt.values()]
+    assert {node["ensemble"] for node in nodes if "ensemble" in node} == {1, 3}  # of two votes none wins
 
 
 def test_a_warm_up_without_an_end_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -57,6 +57,22 @@ def test_panoptic_nouns_are_words():
     ]
 
 
+def test_nobody_may_ask_for_what_has_an_empty_mask(instances, tmp_path):
+    path, pictures, _ = instances
+    document = json.loads(path.read_text())
+    row = next(row for row in document["annotations"] if not row["iscrowd"])
+    row["segmentation"] = [[1, 1, 1.2, 1, 1.2, 1.2]]
+    other = tmp_path / "sliver.json"
+    other.write_text(json.dumps(document))
+    before, after = (
+        next(record for record in CocoInstances(file, pictures) if record.key.endswith(f"{row['image_id']}"))
+        for file in (path, other)
+    )
+    assert len(after.labels) == len(before.labels) - 1
+    [noun] = {category["name"] for category in document["categories"] if category["id"] == row["category_id"]}
+    assert after.also_present == before.also_present | {noun}
+
+
 def test_excluded_pictures_are_left_out(instances, panoptic):
     for kind, (path, pictures, _) in ((CocoInstances, instances), (CocoPanoptic, panoptic)):
         records = kind(path, pictures, exclude_image_ids=[139, 724])

@@ -205,6 +205,13 @@ WRONG = {
 }
 
 
+def test_the_segmenter_looks_with_its_own_settings(checkpoint):
+    config = evaluate.EvaluateConfig(steps=7, delta=99.0, snap=0, short_side=64, criterion="nearest", device="cpu")
+    own = evaluate.open_segmenter(checkpoint, config)
+    usual = Model(own.pipeline, config.batch_size, None, config.seed)
+    assert vars(own) == vars(usual) != vars(evaluate.open_model(checkpoint, config))
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_arguments_stop_before_the_first_picture(case, checkpoint, sprites, monkeypatch):
     arguments, expected = WRONG[case]

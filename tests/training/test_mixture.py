@@ -97,6 +97,12 @@ def test_scenes_have_no_end(scenes):
     assert [mixture.draw(i)[2] for i in range(25_000)] == list(range(25_000))
 
 
+def test_another_seed_has_other_scenes(scenes):
+    assert not {Mixture([Source(scenes)], seed=1).draw(i)[2] for i in range(3000)} & set(range(3000))
+    number = Mixture([Source(scenes)], seed=3).draw(0)[2]
+    assert not np.array_equal(scenes[number].image, scenes[0].image)
+
+
 def test_one_task():
     things, segments = Numbers(20), Numbers(30)
     sources = [Source(things, PAINTING), Source(segments, (Task.ENTITY,))]

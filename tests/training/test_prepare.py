@@ -213,11 +213,13 @@ def test_preview(settings, straight, tmp_path, capsys):
     assert "activations of 4" in lines[3] and "EMA" in lines[3]
 
 
-def test_the_estimate_of_memory_knows_the_settings(settings, tmp_path, capsys):
+def test_the_estimate_of_memory_knows_the_settings(settings, tmp_path, capsys, caplog):
     def told(*more: str) -> str:
         prepare.main([*settings, "--preview", str(tmp_path / "sheet.png"), "--tasks", "referring", *more])
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
 
+    told("--rank", "4", "--lora-alpha", "2")
+    assert "does nothing" not in caplog.text
     full, lora = told(), told("--rank", "4", "--mixed-precision", "bf16", "--gradient-checkpointing")
     weights, less = (float(line.split("weights ")[1].split(" KB")[0]) for line in (full, lora))
     assert less < weights / 10  # adapters

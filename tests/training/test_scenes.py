@@ -8,6 +8,7 @@ from training.datasets.scenes import (
     KINDS,
     LIKE_HELD_OUT,
     OTHER_SPRITES,
+    PHOTOGRAPH,
     PLACES,
     Scenes,
     Shadow,
@@ -31,6 +32,12 @@ def test_things_are_named_by_unicode_and_hold_nothing_that_is_held_out(tmp_path)
     assert things(tmp_path) == {"hot dog": "1f32d", "crab": "1f980"}
     with pytest.raises(FileNotFoundError, match="no sprites of things in .*python -m training.datasets.scenes"):
         things(tmp_path / "nowhere")
+
+
+def test_nobody_may_ask_for_what_a_photograph_shows(scenes):
+    shown = {scenes[index].also_present for index in range(200) if scenes[index].place == PHOTOGRAPH}
+    assert shown == {frozenset(), frozenset({"cat"}), frozenset({"rocket"})}
+    assert not any(scenes[index].also_present for index in range(200) if scenes[index].place != PHOTOGRAPH)
 
 
 def test_many_objects_are_smaller(sprites):

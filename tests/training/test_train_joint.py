@@ -416,6 +416,16 @@ def test_what_is_no_longer_finite_is_not_saved(from_inpainting, tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000003"]
 
 
+def test_a_gradient_that_is_no_longer_finite_is_seen_where_it_is_logged(from_inpainting, tmp_path, monkeypatch):
+    settings = [*from_inpainting, "--output-dir", str(tmp_path), "--validation-steps", "0", "--logging-steps", "3"]
+    train_joint.main([*settings, "--max-train-steps", "3"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(train_joint.Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(SystemExit, match="the norm of its gradient nan at step 6, which is not saved"):
+        train_joint.main([*settings, "--max-train-steps", "6"])
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000003"]
+
+
 def test_a_compiled_model_that_loses_its_gradients_is_not_trained():
     layers = [torch.nn.Linear(2, 2) for _ in range(3)]
     model = torch.nn.Sequential(*layers)

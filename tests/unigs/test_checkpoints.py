@@ -1,6 +1,7 @@
 """What a file or folder is, and what is said of those that are something else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,7 @@ def test_a_file_with_holes_is_refused_before_anything_is_run(tmp_path):
         ({"unigs.version": "99"}, "a UniGS file of version 99"),
         ({"unigs.version": "1"}, "its UniGS metadata is damaged"),
         ({"unigs.version": "1"} | dict.fromkeys(("unigs.prompts", "unigs.settings", "unigs.classes", "unigs.configs",
-          "unigs.tokenizers"), "{}"), "nothing is said of scheduler, text_encoder, unet, vae"),
+          "unigs.tokenizers"), "{}"), "nothing is said of scheduler, text_encoder, tokenizer, unet, vae"),
     ],
 )  # fmt: skip
 def test_damaged_metadata(tmp_path, metadata, message):
@@ -182,11 +183,25 @@ def test_folders(tmp_path):
         ("{", "is no JSON"),
         ("[]", "must hold a JSON object, got list"),
         ('{"_class_name": "FluxPipeline"}', "holds a FluxPipeline: expected"),
-        (json.dumps({"_class_name": "UniGSPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}), "is missing"),
+        (
+            json.dumps({"_class_name": "UniGSPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}),
+            "names no scheduler, text_encoder, tokenizer, vae: get the whole model",
+        ),
+        ((bundled_model_dir() / "model_index.json").read_text(), "is missing: expected a pipeline folder"),
     ):
         index.write_text(content)
         with pytest.raises(ValueError, match=message):
             open_checkpoint(tmp_path)
+
+
+def test_a_tokenizer_without_words_is_refused(tmp_path):
+    folder = tmp_path / "copied"
+    shutil.copytree(bundled_model_dir(), folder)
+    (folder / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(ValueError, match="tokenizer' holds neither vocab.json and merges.txt nor tokenizer.json"):
+        open_checkpoint(folder)
+    (folder / "tokenizer" / "tokenizer.json").touch()
+    assert open_checkpoint(folder).kind is Kind.UNIGS
 
 
 def test_which_of_several_files_of_weights_are_read(tmp_path):
@@ -210,6 +225,18 @@ def test_which_of_several_files_of_weights_are_read(tmp_path):
     for part in parts:
         (tmp_path / part).touch()
     assert files() == parts
+
+
+def test_weights_of_no_variant_come_first(tmp_path):
+    parts = [f"model.fp16-{part}-of-00002.safetensors" for part in ("00001", "00002")]
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(
+        json.dumps({"weight_map": {"a": parts[0], "b": parts[1]}})
+    )
+    for part in parts:
+        (tmp_path / part).touch()
+    assert [file.name for file in weight_files(tmp_path)] == parts
+    (tmp_path / "model.safetensors").touch()
+    assert [file.name for file in weight_files(tmp_path)] == ["model.safetensors"]
 
 
 def test_weights_are_converted_on_request_and_whole_numbers_are_not(tmp_path):

@@ -5,8 +5,10 @@ The weights of the bundled model get better with time, so nothing here depends o
 
 import json
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +239,39 @@ def test_large_pictures_are_shrunk_and_boxes_with_them(tmp_path):
 
 
 @needs_model
+def test_thin_strokes_stay_where_a_picture_is_shrunk(tmp_path):
+    Image.new("RGB", (1024, 512), "orange").save(tmp_path / "large.png")
+    stroke = np.zeros((512, 1024), np.uint8)
+    stroke[101:103, 200:1000] = 255
+    stroke[400:500] = 100  # dark grey is no region
+    Image.fromarray(stroke).save(tmp_path / "stroke.png")
+    arguments = ["--prompt", "cat", "--steps", "1", "--out", str(tmp_path)]
+    assert main(["refer", str(tmp_path / "large.png"), "--mask", str(tmp_path / "stroke.png"), *arguments]) == 0
+    region = np.asarray(Image.open(tmp_path / "large" / "coarse_mask.png"))
+    assert region.shape == (64, 128) and region[12, 25:125].all() and region.sum() == 100
+
+
+@needs_model
+def test_a_box_may_begin_outside_the_picture(tmp_path, photo):
+    arguments = ["refer", str(photo), "--prompt", "cat", "--steps", "1", "--out", str(tmp_path), "--shape", "box"]
+    assert main([*arguments, "--boxes", "-5,10,60,60"]) == 0
+    assert np.asarray(Image.open(tmp_path / "photo" / "coarse_mask.png"))[10:60, :60].all()
+
+
+@needs_model
+def test_nothing_of_an_earlier_run_stays(tmp_path, photo):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["synthesize", "--prompt", "cat", "--colormap", str(photo), "--steps", "1", "--tree", *out]) == 0
+    files = {"picture.png", "colormap.png", "given_colormap.png", "tree.png", "overlay.png", "labels.png"}
+    folder = tmp_path / "out" / "photo"
+    assert files <= {file.name for file in folder.iterdir()}
+    assert main(["segment", str(photo), *out]) == 0
+    assert {file.name for file in folder.iterdir()} & files == files - {"given_colormap.png", "tree.png"}
+    assert main(["decode", str(photo), *out]) == 0
+    assert {file.name for file in folder.iterdir()} & files == {"tree.png", "overlay.png", "labels.png"}
+
+
+@needs_model
 def test_synthesize_takes_masks_or_colormaps(tmp_path, masks):
     paths = [tmp_path / f"{name}.png" for name in ("dog", "cat")]
     for path, mask in zip(paths, masks[:2], strict=True):
@@ -273,6 +308,9 @@ def test_the_demo_says_when_the_examples_are_missing(tmp_path, monkeypatch, caps
     [
         (["decode", "nowhere.png"], "there is no file 'nowhere.png'"),
         (["decode", "TEXT"], "cannot be read as a picture"),
+        (["decode", "BROKEN"], "cannot be read as a picture: broken PNG file"),
+        (["segment", "FOLDER"], "is a folder: name the pictures in it"),
+        (["synthesize", "--prompt", "cat", "--masks", "FOLDER"], "is a folder: name the pictures in it"),
         (["decode", "DEEP"], "more than 8 bits a pixel (mode I;16): save it with 8 bits"),
         (["decode", "PHOTO", "--criterion", "nearest"], "the criterion 'nearest' needs a palette"),
         (["decode", "PHOTO", "--delta", "0"], "delta must be a positive number"),
@@ -293,7 +331,14 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, p
     Image.new("RGB", (96, 64)).save(tmp_path / "black.png")
     (tmp_path / "text.png").write_text("no picture")
     Image.fromarray(np.full((9, 9), 999, np.uint16)).save(tmp_path / "deep.png")
+    whole = photo.read_bytes()
+    start = whole.index(b"IDAT") + 4
+    piece = b"IDAT" + whole[start : start + 99]  # the pixels begin, and go on in a chunk without a name
+    first = struct.pack(">I", 99) + piece + struct.pack(">I", zlib.crc32(piece))
+    (tmp_path / "broken.png").write_bytes(whole[: start - 8] + first + b"\0\0\0\x09\xaf\xb5\x0eZ" + bytes(99))
     names = {
+        "BROKEN": tmp_path / "broken.png",
+        "FOLDER": tmp_path,
         "DEEP": tmp_path / "deep.png",
         "PHOTO": photo,
         "LARGE": tmp_path / "large.png",
@@ -313,6 +358,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, p
     [
         (["inpaint", "PHOTO", "--prompt", "cat", "--boxes", "500,0,600,9"], "box 0 .* outside the picture of 96 x 64"),
         (["inpaint", "PHOTO", "--prompt", "cat", "--boxes", "9,0,3,9"], "box 0 .* empty"),
+        (
+            ["inpaint", "LARGE", "--prompt", "cat", "--boxes", "300,0,400,9"],
+            r"box 0 \(300, 0, 400, 9\) lies outside the picture of 200 x 100",
+        ),
+        (["synthesize", "--prompt", "cat", "--masks", "THIN"], "'.*thin.png' is too thin to be seen at 128 pixels"),
         (["inpaint", "PHOTO", "--prompt", " ", "--boxes", "0,0,9,9"], "prompt"),
         (["refer", "PHOTO", "--prompt", "cat", "--mask", "LARGE"], "the mask .* has 200 x 100 pixels, the picture"),
         (["segment", "PHOTO", "--steps", "0"], "num_inference_steps"),
@@ -325,7 +375,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, p
 )
 def test_wrong_input_that_only_the_model_can_tell(arguments, message, tmp_path, photo, capsys):
     Image.new("RGB", (200, 100), "white").save(tmp_path / "large.png")
-    names = {"PHOTO": photo, "LARGE": tmp_path / "large.png"}
+    thin = np.zeros((100, 2000), np.uint8)
+    thin[:, 3] = 255
+    Image.fromarray(thin).save(tmp_path / "thin.png")
+    names = {"PHOTO": photo, "LARGE": tmp_path / "large.png", "THIN": tmp_path / "thin.png"}
     assert main([str(names.get(a, a)) for a in arguments] + ["--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"unigs {arguments[0]}: error: ")
@@ -345,6 +398,8 @@ def test_wrong_input_that_only_the_model_can_tell(arguments, message, tmp_path, 
         ["synthesize", "--prompt", "cat"],
         ["segment", "photo.png", "--steps", "many"],
         ["segment", "photo.png", "--size", "-5"],
+        ["segment", "photo.png", "--seed", "-1"],
+        ["segment", "photo.png", "--seed", "99999999999999999999"],
         ["decode", "map.png", "--palette", "99"],
         ["decode", "map.png", "--palette", "nowhere"],
         ["decode", "map.png", "--criterion", "median"],

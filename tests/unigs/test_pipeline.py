@@ -233,6 +233,14 @@ def test_callback_and_interrupt(pipe):
     assert steps[-1][0] == 2  # the next call is not interrupted
 
 
+def test_a_callback_gets_the_tensors_that_it_asks_for(pipe):
+    names = []
+    options = {"callback_on_step_end": lambda p, i, t, tensors: names.append(list(tensors)), "num_inference_steps": 1}
+    run(pipe, "entity", **options)
+    run(pipe, "entity", callback_on_step_end_tensor_inputs=["latents"], **options)
+    assert names == [["latents", "prompt_embeds"], ["latents"]]
+
+
 def test_an_interrupted_ensemble_votes_with_what_was_done(pipe):
     def stop(pipeline, step, timestep, tensors):
         pipeline._interrupt = step == 3  # within the second of five
@@ -251,6 +259,20 @@ def test_save_and_load(pipe, tmp_path):
     assert torch.equal(run(again, "referring").colormaps, run(pipe, "referring").colormaps)
 
 
+def test_a_model_saved_over_another_is_the_one_that_is_loaded(pipe, tmp_path):
+    other = UniGSPipeline.from_pretrained()
+    other.unet.conv_in.weight.data.zero_()
+    other.save_pretrained(tmp_path, max_shard_size="8MB")
+    other.save_pretrained(tmp_path, variant="fp16")
+    assert not UniGSPipeline.from_pretrained(tmp_path).unet.conv_in.weight.any()
+    pipe.save_pretrained(tmp_path)
+    unet = UniGSPipeline.from_pretrained(tmp_path).unet
+    assert torch.equal(unet.conv_in.weight, pipe.unet.conv_in.weight)
+    left = {file.name for file in (tmp_path / "unet").iterdir()}
+    names = {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"}
+    assert left == {"config.json", *names}
+
+
 @pytest.mark.parametrize(
     "task, changes, message",
     [
@@ -267,6 +289,14 @@ def test_save_and_load(pipe, tmp_path):
         ("entity", {"image": torch.full((1, 3, SIZE, SIZE), 2.0)}, r"lie in \[0, 1\], got 2 to 2"),
         ("entity", {"image": [PICTURE, PICTURE.resize((32, 32))]}, "must have one size"),
         ("entity", {"image": []}, "must be PIL pictures or a tensor"),
+        ("entity", {"image": Image.new("I;16", (SIZE, SIZE))}, "`image` has more than 8 bits a pixel .mode I;16."),
+        ("inpainting", {"coarse_mask": Image.new("F", (SIZE, SIZE))}, "`coarse_mask` has more than 8 bits a pixel"),
+        ("entity", {"callback_on_step_end_tensor_inputs": ["noise"]}, r"tensor_inputs must be of .* got \['noise'\]"),
+        (
+            "entity",
+            {"ensemble": 3, "hold": "colormap", "colormap": PICTURE},
+            "there is nothing to vote",
+        ),
         ("referring", {"image": [PICTURE] * 3, "prompt": ["dog", "cat"]}, r"length 1 or 3 .*'prompt': 2"),
         ("entity", {"num_inference_steps": 0}, "at least 1"),
         ("entity", {"delta": 0.0}, "delta must be positive, min_area and snap not negative, got 0.0, "),

@@ -212,6 +212,14 @@ def test_the_tree_is_redder_the_larger_the_distance_and_hatched_where_splitting_
             assert (inside == color).all(axis=2).any() == stops
 
 
+def test_what_is_transparent_is_drawn_as_it_is_decoded():
+    colormap = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    colormap.paste((255, 0, 0, 255), (10, 10, 20, 20))
+    flat = Image.new("RGB", (40, 40))
+    flat.paste((255, 0, 0), (10, 10, 20, 20))
+    assert dichotomy_tree(colormap).tobytes() == dichotomy_tree(flat).tobytes()
+
+
 def test_a_tree_decodes_nothing_twice_and_shows_the_entities_it_is_given(colormap, monkeypatch):
     found, entities = dichotomy(colormap, 5.0), decode_colormap(colormap)
     whole = dichotomy_tree(colormap, 5.0, entities=entities, cell=60)

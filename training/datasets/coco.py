@@ -112,10 +112,10 @@ class CocoMasks(CocoPictures):
 
     def record(self, index: int) -> Record:
         size = self.picture_size(index)
-        rows = self.rows(index)
-        found = []
-        for row in rows:
+        found, crowds, empty = [], set(), set()
+        for row in self.rows(index):
             if self.is_crowd[row]:
+                crowds.add(self.nouns[self.labels[row]])
                 continue
             try:
                 rle = parse_segmentation(self.segmentations[int(self.texts[row])], size)
@@ -123,7 +123,9 @@ class CocoMasks(CocoPictures):
                 raise BadPicture(
                     f"{self.source}: annotation {self.ids[row]} of {self.file_names[index]}: {error}"
                 ) from None
-            if rle is not None:
+            if rle is None:
+                empty.add(self.nouns[self.labels[row]])
+            else:
                 found.append((rle, row))
         found.sort(key=lambda pair: -area(pair[0]))
         labels = [self.nouns[self.labels[row]] for _, row in found]
@@ -133,7 +135,7 @@ class CocoMasks(CocoPictures):
             labels=labels,
             is_thing=np.array([label not in self.stuff for label in labels], bool),
             phrases=[self.phrases.get(int(self.ids[row]), ()) for _, row in found],
-            also_present=frozenset(self.nouns[self.labels[row]] for row in rows if self.is_crowd[row]),
+            also_present=frozenset(crowds | empty.difference(labels)),
         )
 
 

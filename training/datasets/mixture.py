@@ -102,7 +102,7 @@ class Mixture:
         dataset = self.sources[source].dataset
         drawn = number * int(self._quotas[:, source].sum()) + int(self._block.ranks[place])
         if isinstance(dataset, Scenes):
-            return task, dataset, drawn  # there is no end of them
+            return task, dataset, drawn + (self.seed << 32)  # there is no end of them: others for each seed
         turn, place = divmod(drawn, len(dataset))
         return task, dataset, int(self._order(source, turn)[place])
 

@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -47,8 +47,11 @@ THINGS = (
     (0x1F488, 0x1F4A3), (0x1F4B0, 0x1F4FF), (0x1F680, 0x1F6A4), (0x1F6B2, 0x1F6B2), (0x1F6F4, 0x1F6FC),
     (0x1F950, 0x1F96F), (0x1F97B, 0x1F9AD), (0x1F9C0, 0x1F9CB), (0x1F9E3, 0x1F9FF), (0x1FA70, 0x1FAFF),
 )  # fmt: skip
-# Of these stretches, what looks like a kind that is held out: pigs, buses, a bagel, a compass.
-LIKE_HELD_OUT = {"1f416", "1f417", "1f43d", "1f68d", "1f68e", "1f690", "1f96f", "1f9ed"}
+# Of these stretches, what looks like something that is held out: pigs, buses and a bus stop, cars from the front, a
+# bagel, a compass, a person with a crown.
+LIKE_HELD_OUT = {
+    "1f416", "1f417", "1f43d", "1f68d", "1f68e", "1f68f", "1f690", "1f694", "1f696", "1f96f", "1f9ed", "1fac5",
+}  # fmt: skip
 
 # place -> (colour of the sky, colour of the ground), RGB
 HORIZONS = {
@@ -62,17 +65,17 @@ STUFF = ["sky", "ground"]
 WALL = "at a wall"
 PHOTOGRAPH = ""  # prompts have no words for it
 PLACES = [*HORIZONS, WALL, PHOTOGRAPH]
-# of scikit-image's package, in the public domain or CC0
-PHOTOGRAPHS = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "rocket.jpg",
-    "hubble_deep_field.jpg",
-    "grass.png",
-    "gravel.png",
-    "brick.png",
-)
+# of scikit-image's package, in the public domain or CC0 -> the kind that it shows
+PHOTOGRAPHS = {
+    "astronaut.png": "rocket",  # behind her
+    "chelsea.png": "cat",
+    "coffee.png": None,
+    "rocket.jpg": "rocket",
+    "hubble_deep_field.jpg": None,
+    "grass.png": None,
+    "gravel.png": None,
+    "brick.png": None,
+}
 MAX_TILT = 12.0  # degrees
 TWO_OF_A_KIND = 0.1  # share of the scenes of two objects or more in which the first two have one name
 SHADOWS = 0.3  # share of the scenes in which objects cast a shadow
@@ -185,7 +188,7 @@ class Scenes:
     ) -> Record | None:
         size = self.size
         place = PLACES[rng.integers(len(PLACES))]
-        canvas, horizon = _background(rng, size, place)
+        canvas, horizon, shown = _background(rng, size, place)
         count = int(rng.integers(1, self.max_objects + 1))
         nouns = [self.library.nouns[i] for i in rng.permutation(len(self.library.nouns))[:count]]
         if two_of_a_kind:
@@ -208,7 +211,8 @@ class Scenes:
             below = np.repeat(np.arange(size)[:, None] >= horizon, size, axis=1)
             masks = np.concatenate([masks, np.stack([~below, below]) & ~masks.any(0)])
             nouns = [*nouns, *STUFF]
-        return Record.from_arrays(image, masks, nouns, np.arange(len(nouns)) < count, place, key=key)
+        record = Record.from_arrays(image, masks, nouns, np.arange(len(nouns)) < count, place, key=key)
+        return record if shown is None else replace(record, also_present=frozenset({shown}))
 
 
 @dataclass(frozen=True)
@@ -261,10 +265,11 @@ def _place(rng: np.random.Generator, sprite: Image.Image, size: int, count: int)
     return canvas[..., :3], canvas[..., 3] / 255
 
 
-def _background(rng: np.random.Generator, size: int, place: str) -> tuple[np.ndarray, float | None]:
-    """(H, W, 3) float32 in 0-255, and the height of the horizon in pixels, if it has one."""
+def _background(rng: np.random.Generator, size: int, place: str) -> tuple[np.ndarray, float | None, str | None]:
+    """(H, W, 3) float32 in 0-255, the height of the horizon in pixels, and a kind that it shows, if there are any."""
     if place == PHOTOGRAPH:
-        return _photograph(rng, size), None
+        picture, shown = _photograph(rng, size)
+        return picture, None, shown
     horizon = None
     if place == WALL:
         base = rng.uniform(90, 240, 3) * np.ones((size, size, 1))
@@ -276,19 +281,20 @@ def _background(rng: np.random.Generator, size: int, place: str) -> tuple[np.nda
         base = np.where(rows < horizon, sky, ground) * shade * np.ones((1, size, 1))
     coarse = Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     texture = (np.asarray(coarse.filter(ImageFilter.GaussianBlur(2)), np.float32) - 127) / 127
-    return (base + rng.uniform(2, 10) * texture[..., None]).astype(np.float32), horizon
+    return (base + rng.uniform(2, 10) * texture[..., None]).astype(np.float32), horizon, None
 
 
-def _photograph(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A piece of a photograph, mirrored or not, in a random tint: (H, W, 3) float32 in 0-255."""
+def _photograph(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str | None]:
+    """A piece of a photograph, mirrored or not, in a random tint: (H, W, 3) float32 in 0-255; and the kind it shows."""
     photographs = _photographs()
-    picture = photographs[rng.integers(len(photographs))]
+    number = rng.integers(len(photographs))
+    picture, shown = photographs[number], list(PHOTOGRAPHS.values())[number]
     side = int(min(picture.size) * rng.uniform(0.4, 1.0))
     left, top = int(rng.integers(picture.width - side + 1)), int(rng.integers(picture.height - side + 1))
     piece = picture.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
     if rng.random() < 0.5:
         piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(piece, np.float32) * rng.uniform(0.75, 1.1, 3).astype(np.float32)
+    return np.asarray(piece, np.float32) * rng.uniform(0.75, 1.1, 3).astype(np.float32), shown
 
 
 @cache
