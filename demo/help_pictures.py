@@ -15,6 +15,7 @@ from PIL import Image
 
 from .client import Prompt
 from .comfyui import HOME, REPO, ComfyUI
+from .templates import decoder_settings
 
 DOCS = REPO / "web" / "docs"
 SCENE = "unigs_entity.png"
@@ -82,8 +83,11 @@ class Scene:
         settings = {"negative": "", "seed": 0, "steps": 0, "cfg": 0.0, "sampler_name": "ddim", "scheduler": "simple"}
         return self.add("UniGSSampler", **self.load(), task=task, prompt=prompt, **settings, **inputs)
 
-    def decode(self, colormap: Node) -> Node:
-        return self.add("UniGSDichotomyDecode", colormap=colormap, delta=10.0, min_area=20, keep_background=True)
+    def decode(self, picture: Node) -> Node:
+        """The decoder behind a sampler that finds everything in the picture."""
+        colormap = [self.task("entity", image=picture)[0], 1]
+        settings = {"keep_background": True, "image": picture, **decoder_settings("entity")}
+        return self.add("UniGSDichotomyDecode", colormap=colormap, **settings)
 
     def preview(self, image: Node, slot: int = 0) -> Node:
         return self.add("PreviewImage", images=[image[0], slot])
@@ -107,21 +111,20 @@ def sampler(scene: Scene) -> Columns:
 
 
 def decode(scene: Scene) -> Columns:
-    decoded = scene.decode([scene.task("entity", image=scene.picture())[0], 1])
+    decoded = scene.decode(scene.picture())
     return [[decoded], [scene.preview(decoded, 1), scene.mask(decoded)]]
 
 
 def split(scene: Scene) -> Columns:
     picture = scene.picture()
-    masks = scene.decode([scene.task("entity", image=picture)[0], 1])
+    masks = scene.decode(picture)
     settings = {"order": "largest first", "min_area": 0, "index": 1, "crop": True}
     parts = scene.add("UniGSEntityMaskSplit", masks=masks, image=picture, **settings)
     return [[parts], [scene.preview(parts, 3), scene.mask(parts, 2)]]
 
 
 def encode(scene: Scene) -> Columns:
-    masks = scene.decode([scene.task("entity", image=scene.picture())[0], 1])
-    encoded = scene.add("UniGSColormapEncode", masks=masks, grid=11)
+    encoded = scene.add("UniGSColormapEncode", masks=scene.decode(scene.picture()), grid=11)
     return [[encoded], [scene.preview(encoded)]]
 
 
@@ -134,7 +137,7 @@ def coarse(scene: Scene) -> Columns:
 
 def save(scene: Scene) -> Columns:
     picture = scene.picture()
-    masks = scene.decode([scene.task("entity", image=picture)[0], 1])
+    masks = scene.decode(picture)
     return [[scene.add("UniGSSaveEntities", image=picture, masks=masks, filename_prefix="UniGS/entities")]]
 
 

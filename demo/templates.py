@@ -27,6 +27,13 @@ SMALL_MODEL = (
 )
 
 
+def decoder_settings(task: str) -> dict[str, Any]:
+    """What the bundled checkpoint recommends to Dichotomy Decode for pictures of its own size."""
+    own, size = BUNDLED["task_defaults"][task], BUNDLED["default_size"]
+    areas = {"min_area": round(own["min_share"] * size**2), "snap": round(own["snap_share"] * size)}
+    return {"delta": own["delta"], "use_palette": own["use_palette"], **areas}
+
+
 class Pieces(Canvas):
     """A canvas with the pieces that most graphs are made of."""
 
@@ -40,17 +47,13 @@ class Pieces(Canvas):
 
     def decode(self, sampled: Node, model: Output, image: Output, keep_background: bool = False) -> Node:
         """The decoder, with the settings of the bundled checkpoint; `image` is that whose edges the masks follow."""
-        own = BUNDLED["task_defaults"][sampled.given["task"]]
         return self.add(
             "UniGSDichotomyDecode",
             colormap=sampled["colormap"],
             model=model,
-            delta=own["delta"],
-            min_area=round(own["min_share"] * BUNDLED["default_size"] ** 2),
             keep_background=keep_background,
-            use_palette=own["use_palette"],
             image=image,
-            snap=round(own["snap_share"] * BUNDLED["default_size"]),
+            **decoder_settings(sampled.given["task"]),
         )
 
     def show(self, title: str, image: Output) -> Node:

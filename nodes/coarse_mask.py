@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..unigs.boxes import parse_boxes, prompt_of
-from ..unigs.coarse_mask import Kind, coarse_mask
+from ..unigs.coarse_mask import Kind, check_boxes, coarse_mask
 from .types import CATEGORY, NOT_GIVEN, as_pictures, check_choices, flatten_boxes, image_batch, mask_batch, size_of
 
 MAX_SIDE = 16384
@@ -31,7 +31,7 @@ class CoarseMaskFromBox(io.ComfyNode):
                 io.String.Input(
                     "boxes",
                     multiline=True,
-                    default="16,16,64,64",
+                    default="",
                     tooltip="One box an entity as x1,y1,x2,y2 in pixels from the top left corner, and after it a "
                     "label if you like: 10,20,60,90 cat. Several are separated by ; or a new line.",
                 ),
@@ -68,7 +68,8 @@ class CoarseMaskFromBox(io.ComfyNode):
                 io.BBOX.Input(
                     "bboxes",
                     optional=True,
-                    tooltip="Further boxes (x1, y1, x2, y2 in pixels), for example of Entity Mask Split.",
+                    tooltip="Further boxes (x1, y1, x2, y2 in pixels), for example of Entity Mask Split. Boxes of "
+                    "zeros stand for nothing found and are left out; with no other box the mask is empty.",
                 ),
             ],
             outputs=[
@@ -115,17 +116,19 @@ class CoarseMaskFromBox(io.ComfyNode):
         size = (height, width) if pictures is None else size_of(pictures)
         written = parse_boxes(boxes)
         prompt = prompt_of(written)
-        found = [box for box, _ in written] + ([] if bboxes is None else flatten_boxes(bboxes))
+        found = [box for box, _ in written]
+        if bboxes is not None:
+            found += [box for box in flatten_boxes(bboxes) if any(box)]  # zeros: nothing was found
         preview = {"size": [[width, height]]} if pictures is None else _preview(pictures)
         if kind == "full":
             whole = torch.ones(1, *size)
             return io.NodeOutput(whole, whole, prompt, ui=preview)
-        if not found:
+        if not found and bboxes is None:
             raise ValueError(NO_BOX)
+        check_boxes(found, *size)  # all at once, so that an error tells which
         rng = np.random.default_rng(seed)
-        regions = np.stack([coarse_mask([box], size, kind, rng) for box in found])
-        union = np.logical_or.reduce(regions)[None]
-        return io.NodeOutput(mask_batch(union, size), mask_batch(regions, size), prompt, ui=preview)
+        regions = mask_batch(np.array([coarse_mask([box], size, kind, rng) for box in found]), size)
+        return io.NodeOutput(regions.amax(dim=0, keepdim=True), regions, prompt, ui=preview)
 
 
 def _preview(pictures: Tensor) -> dict[str, Any]:

@@ -41,7 +41,14 @@ class ColormapEncode(io.ComfyNode):
     @classmethod
     def execute(cls, masks: Tensor, grid: int, model: Any = None) -> io.NodeOutput:
         palette = palette_of(model, grid)
-        return io.NodeOutput(image_of(palette.encode(as_masks(masks, "masks"))))
+        found = as_masks(masks, "masks")
+        count, most = int(found.flatten(1).any(dim=1).sum()), palette.grid**2
+        if model is not None and count > most:
+            raise ValueError(
+                f"masks: {count} entities, but the model's palette has {most} colours: drop the smallest, for example "
+                "by the min_area of Entity Mask Split"
+            )
+        return io.NodeOutput(image_of(palette.encode(found)))
 
 
 def palette_of(model: Any = None, grid: int = 11) -> LocationAwarePalette:

@@ -96,7 +96,10 @@ def prepare(
     else:
         mask = as_masks_like(coarse_mask, "coarse_mask", size).to(device)
         if not mask.flatten(1).any(dim=1).all():
-            raise ValueError("coarse_mask: nothing is selected; paint a region, or use Coarse Mask From Box")
+            raise ValueError(
+                "coarse_mask: nothing is selected: nothing was found where the mask comes from, or no region was "
+                "painted; paint one, or give Coarse Mask From Box a box"
+            )
     batch = same_batch({**used, "coarse_mask": mask})
     used = {name: spread(pixels, batch) for name, pixels in used.items()}
     mask, source = spread(mask, batch), used[source_name]

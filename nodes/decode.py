@@ -17,12 +17,11 @@ from .types import (
     NOT_GIVEN,
     Box,
     as_colormaps,
-    as_masks,
     check_choices,
     image_batch,
     image_of,
     mask_batch,
-    one_picture_each,
+    masks_and_pictures,
     one_score_each,
     segs,
     size_of,
@@ -168,7 +167,7 @@ class DichotomyDecode(io.ComfyNode):
         palette = palette_of(model)
         masks, previews, trees, counts, scores = [], [], [], [], []
         colormaps = as_colormaps(colormap, "colormap")
-        edges_of = [None] if image is None else as_colormaps(image, "image")
+        edges_of = as_colormaps(image, "image") if snap and image is not None else [None]
         if len(edges_of) not in (1, len(colormaps)):
             raise ValueError(
                 f"image: {len(edges_of)} pictures for {len(colormaps)} colormaps; give one for each, or one for all"
@@ -322,29 +321,26 @@ class EntityMaskSplit(io.ComfyNode):
         crop_factor: Sequence[float] = (3.0,),
         scores: list[float] | None = None,
     ) -> io.NodeOutput:
-        batches = [as_masks(batch, "masks") for batch in masks]
+        batches, pictures = masks_and_pictures(masks, image)
         written = BOX_FORMATS[box_format[0]]
         singles, boxes, chosen, cutouts, mask_batches, box_batches, all_segs = [], [], [], [], [], [], []
         kept_scores: list[float] = []
-        pictures, batch_scores = one_picture_each(batches, image), one_score_each(batches, scores)
-        for batch, picture, sure in zip(batches, pictures, batch_scores, strict=True):
+        for batch, picture, sure in zip(batches, pictures, one_score_each(batches, scores), strict=True):
             throw_exception_if_processing_interrupted()
             found, found_boxes, kept = _sorted(batch.cpu().numpy(), order[0], min_area[0])
-            size = size_of(batch)
-            inside = -len(found) <= index[0] < len(found)
-            chosen.append(mask_batch(found[index[0]][None] if inside else found[:0], size))
-            mask_batches.append(mask_batch(found, size))
-            given = None if image is None else picture
-            all_segs.append(segs(given, found, found_boxes, sure[kept].tolist(), size, crop_factor[0]))
+            count, size = len(found), size_of(batch)
+            left = mask_batch(found, size)  # the one copy: single masks are views of it
+            mask_batches.append(left)
+            chosen.append(left[index[0]][None] if -count <= index[0] < count else torch.zeros(1, *size))
+            given, parts = None if image is None else picture, left.numpy()[:count]
+            all_segs.append(segs(given, parts, found_boxes, sure[kept].tolist(), size, crop_factor[0]))
             kept_scores += sure[kept].tolist() or [0.0]
-            if not len(found):
-                found, found_boxes = np.zeros((1, *size), bool), [(0, 0, 0, 0)]
-            singles += [mask_batch(mask[None], size) for mask in found]
+            found_boxes = found_boxes or [(0, 0, 0, 0)]
             boxes += map(written, found_boxes)
             box_batches.append(list(map(written, found_boxes)))
-            cutouts += [
-                _cut_out(picture, mask, box if crop[0] else None) for mask, box in zip(found, found_boxes, strict=True)
-            ]
+            for mask, box in zip(left.split(1), found_boxes, strict=True):
+                singles.append(mask)
+                cutouts.append(_cut_out(picture, mask, box if crop[0] and count else None))
         return io.NodeOutput(singles, boxes, chosen, cutouts, mask_batches, box_batches, all_segs, kept_scores)
 
 
@@ -359,11 +355,11 @@ def _sorted(masks: np.ndarray, order: str, min_area: int) -> tuple[np.ndarray, l
     return masks[kept], [boxes[int(i)] for i in kept], kept
 
 
-def _cut_out(picture: Tensor, mask: np.ndarray, box: Box | None) -> Tensor:
-    """IMAGE (1, h, w, 4): the picture (3, H, W), transparent and black outside the mask; cut to the box if given."""
-    alpha = torch.from_numpy(mask).to(picture)[None]
-    cutout = torch.cat([picture * alpha, alpha])[None]
-    if box is not None and box[2] > box[0]:
+def _cut_out(picture: Tensor, mask: Tensor, box: Box | None) -> Tensor:
+    """IMAGE (1, h, w, 4): the picture (3, H, W), transparent and black outside the mask (1, H, W); cut to the box if
+    given."""
+    if box is not None:
         x1, y1, x2, y2 = (int(side) for side in box)
-        cutout = cutout[..., y1:y2, x1:x2]
-    return image_batch(cutout)
+        picture, mask = picture[:, y1:y2, x1:x2], mask[:, y1:y2, x1:x2]
+    alpha = mask.to(picture)
+    return image_batch(torch.cat([picture * alpha, alpha])[None])

@@ -160,8 +160,12 @@ class UniGSModel(comfy.model_base.BaseModel):
                 "this MODEL needs a task, a coarse mask and a control picture: sample it with the UniGS Sampler, or "
                 "give another sampler what UniGS Conditioning puts out"
             )
-        control = self.process_latent_in(kwargs["unigs_control"])
-        return torch.cat([kwargs["unigs_mask"], control], dim=1).to(device)
+        mask, control = kwargs["unigs_mask"], self.process_latent_in(kwargs["unigs_control"])
+        height, width = kwargs["noise"].shape[-2:]
+        if control.shape[-2:] != (height, width):  # latents that were scaled on the way; cut like the host's own
+            mask = comfy.utils.common_upscale(mask, width, height, "nearest-exact", "center")
+            control = comfy.utils.common_upscale(control, width, height, "bilinear", "center")
+        return torch.cat([mask, control], dim=1).to(device)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         conds = super().extra_conds(**kwargs)
@@ -232,12 +236,10 @@ class _Config(comfy.supported_models.SD15):
         self.custom_operations = _with_norm_groups(operations, self.norm_groups)
         return dtype
 
-    def inpaint_model(self) -> bool:
-        return False  # `UniGSModel.concat_cond` does what the host would do for an inpainting model
-
     def get_model(
         self, state_dict: dict[str, Tensor], prefix: str = "", device: torch.device | None = None
     ) -> UniGSModel:
+        # Never set up as one of the host's inpainting models: `UniGSModel.concat_cond` brings mask and control.
         return (UniGSXLModel if self.is_xl else UniGSModel)(self, device)
 
 

@@ -116,7 +116,7 @@ class UniGSSampler(io.ComfyNode):
         )
         try:
             if found is True and ensemble is not None:
-                check_ensemble(ensemble, Task(task) if task else None)
+                check_ensemble(ensemble, Task(task) if task else None, hold)
         except ValueError as error:
             return str(error)
         return found
@@ -145,7 +145,7 @@ class UniGSSampler(io.ComfyNode):
 
         # 1. Inputs
         chosen = Task.parse(task)
-        check_ensemble(ensemble, chosen)
+        check_ensemble(ensemble, chosen, hold)
         ready = prepare(model, clip, vae, chosen, prompt, negative, image, coarse_mask, colormap, hold)
         defaults = settings_of(model).task_defaults[chosen]
         steps = steps or int(defaults["num_inference_steps"])
@@ -195,14 +195,19 @@ class UniGSSampler(io.ComfyNode):
         return io.NodeOutput(painted, painted_colormap)
 
 
-def check_ensemble(ensemble: int, task: Task | None) -> None:
-    """Raises ValueError for a number that cannot be, or not in this task; None is a task that is not known yet."""
+def check_ensemble(ensemble: int, task: Task | None, hold: str | None) -> None:
+    """Raises ValueError for a number that cannot be, or not in this task; None is what is not known yet."""
     if not 1 <= ensemble <= MAX_ENSEMBLE:
         raise ValueError(f"ensemble: expected 1 to {MAX_ENSEMBLE}, got {ensemble}")
     if ensemble > 1 and task is not None and not task.spec.segments:
         names = " and ".join(one.value for one in Task if one.spec.segments)
         raise ValueError(
             f"ensemble: {ensemble} colormaps can vote in the tasks {names} only, got {task.value}: set it to 1"
+        )
+    if ensemble > 1 and hold == "colormap":
+        raise ValueError(
+            f"ensemble: got {ensemble}, but a colormap that is held leaves nothing to vote on: set ensemble to 1, or "
+            "hold to none"
         )
     if ensemble == 2:
         raise ValueError("ensemble: of two votes none wins, and the first would be taken: set it to 1, or to 3")

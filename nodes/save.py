@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import unigs
 from ..unigs.entities import Entities
 from ..unigs.saving import save_entities
-from .types import CATEGORY, as_colormaps, as_masks, image_batch, one_picture_each, one_score_each, size_of
+from .types import CATEGORY, as_colormaps, image_batch, masks_and_pictures, one_score_each, size_of
 
 
 class SaveEntities(io.ComfyNode):
@@ -68,8 +68,8 @@ class SaveEntities(io.ComfyNode):
         scores: list[float] | None = None,
         model: list[Any] | None = None,
     ) -> io.NodeOutput:
-        batches = [as_masks(batch, "masks") for batch in masks]
-        pictures, sure = one_picture_each(batches, image), one_score_each(batches, scores)
+        batches, pictures = masks_and_pictures(masks, image)
+        sure = one_score_each(batches, scores)
         texts = {} if args.disable_metadata else _texts(cls.hidden, model[0] if model else None)
         png_info = PngInfo()
         for name, value in texts.items():

@@ -130,29 +130,26 @@ def spread(value: Tensor, batch: int) -> Tensor:
     return value.expand(batch, *value.shape[1:])
 
 
-def one_picture_each(batches: list[Tensor], image: list[Tensor] | None) -> list[Tensor]:
-    """A picture (3, H, W), on the CPU, for each batch of masks (N, H, W); white ones if there is no image.
+def masks_and_pictures(masks: list[Tensor], image: list[Tensor] | None) -> tuple[list[Tensor], list[Tensor]]:
+    """MASKs -> (N, H, W) bool each, and for each of them a picture (3, H, W), on the CPU; white ones without an image.
 
     Args:
-        image: IMAGEs; they hold one picture for each batch, or one for all.
+        image: IMAGEs; they hold one picture for each batch of masks, or one for all. Masks of another size are scaled
+            to their picture.
 
-    Raises ValueError naming the input if their number or size does not fit.
+    Raises ValueError naming the input if the number of pictures does not fit.
     """
     if image is None:
-        return [torch.ones(3, *batch.shape[1:]) for batch in batches]
-    found = [picture for batch in image for picture in as_pictures(batch, "image").cpu()]
-    if len(found) not in (1, len(batches)):
+        batches = [as_masks(batch, "masks") for batch in masks]
+        return batches, [torch.ones(3, *size_of(batch)) for batch in batches]
+    pictures = [picture for batch in image for picture in as_pictures(batch, "image").cpu()]
+    if len(pictures) not in (1, len(masks)):
         raise ValueError(
-            f"image: {len(found)} pictures for {len(batches)} batches of masks; give one for each, or one for all"
+            f"image: {len(pictures)} pictures for {len(masks)} batches of masks; give one for each, or one for all"
         )
-    found = found * (len(batches) // len(found))
-    for picture, batch in zip(found, batches, strict=True):
-        if picture.shape[1:] != batch.shape[1:]:
-            raise ValueError(
-                f"image: the picture has {tuple(picture.shape[1:])} pixels, its masks {tuple(batch.shape[1:])} "
-                "(height, width): resize one of them"
-            )
-    return found
+    pictures *= len(masks) // len(pictures)
+    batches = [as_masks_like(batch, "masks", size_of(own)) for batch, own in zip(masks, pictures, strict=True)]
+    return batches, pictures
 
 
 def one_score_each(batches: list[Tensor], scores: list[float] | None) -> list[np.ndarray]:
@@ -182,7 +179,7 @@ def segs(
 
     Args:
         picture: (3, H, W), or None.
-        masks: (N, H, W) bool.
+        masks: (N, H, W) bool, or float32 0 or 1.
         boxes, scores: one each.
         size: (H, W).
         crop_factor: at least 1; each region is so many times as wide and high as its box, moved or cut to fit.
@@ -192,8 +189,9 @@ def segs(
         left, top, right, bottom = (int(side) for side in box)
         x1, x2 = _widen(left, right, crop_factor, size[1])
         y1, y2 = _widen(top, bottom, crop_factor, size[0])
+        # Copies, as other packs write into what they are given.
         part = None if picture is None else image_batch(picture[None, :, y1:y2, x1:x2]).float().cpu().numpy()
-        cropped = np.ascontiguousarray(mask[y1:y2, x1:x2], np.float32)
+        cropped = np.array(mask[y1:y2, x1:x2], np.float32)
         found.append(SEG(part, cropped, float(score), [x1, y1, x2, y2], [left, top, right, bottom], "entity"))
     return size, found
 

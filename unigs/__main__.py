@@ -217,7 +217,7 @@ def _run_on_pictures(task: Task, options: argparse.Namespace) -> None:
                     f"the mask {masks[index % len(masks)]} has {mask.width} x {mask.height} pixels, "
                     f"the picture {path} {original.width} x {original.height} (width x height)"
                 )
-            white = mask.point(lambda level: 255 * (level > 127)).convert("F")
+            white = Image.fromarray((np.asarray(mask) > 127).astype(np.float32))
             region = np.asarray(white.resize(picture.size, Image.Resampling.BOX)) > 0  # thin strokes stay
         elif getattr(options, "boxes", None):
             check_boxes(options.boxes, original.height, original.width)

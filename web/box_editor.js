@@ -223,7 +223,10 @@ export class BoxEditor {
         if (index < 0 || this.#locked) return
         const element = this.#elements[index]
         const input = create("input", "unigs-boxes-input", { type: "text", "aria-label": this.#words.label })
-        input.value = this.#boxes[index].label
+        // Towards the middle, as the stage is cut off at its border.
+        const { x1, x2, label } = this.#boxes[index]
+        if (x1 + x2 > this.#width) Object.assign(input.style, { left: "auto", right: 0 })
+        input.value = label
         let open = true // taking a field away blurs it
         const close = (keep) => {
             if (!open) return

@@ -7,8 +7,8 @@ const ENGLISH = {
     hint: "Drag: draw. Enter: label. Arrows: move. Shift+arrows: resize. Delete: remove.",
     unreadable: (part) => `Cannot read “${part}”: correct the text above to draw.`,
     linked: "The boxes come from a connected node.",
-    unseen: "Run the workflow once to see the picture that is connected here.",
-    unmeasured: "Run the workflow once to see the size that is connected here.",
+    unseen: "Run the workflow once to draw on the picture that is connected here; without a box yet, as kind full.",
+    unmeasured: "Run the workflow once to draw in the size that is connected here; without a box yet, as kind full.",
 }
 
 const CHINESE = {
@@ -18,8 +18,8 @@ const CHINESE = {
     hint: "拖动：绘制。回车：标签。方向键：移动。Shift+方向键：调整大小。Delete：删除。",
     unreadable: (part) => `无法读取“${part}”：请先更正上面的文本，再绘制。`,
     linked: "框来自所连接的节点。",
-    unseen: "运行一次工作流，即可在此看到所连接的图像。",
-    unmeasured: "运行一次工作流，即可在此看到所连接的尺寸。",
+    unseen: "运行一次工作流，即可在所连接的图像上绘制；还没有框时，类型请选 full。",
+    unmeasured: "运行一次工作流，即可按所连接的尺寸绘制；还没有框时，类型请选 full。",
 }
 
 /** @param {string} locale  of the frontend, like "en" or "zh" */

@@ -57,12 +57,12 @@ function addBoxEditor(node) {
         const [width, height] = picture?.size ?? measured ?? [widgets.width.value, widgets.height.value]
         const { boxes, unreadable } = parseBoxes(widgets.boxes.value)
         const linked = linkOf(node, "boxes") !== null
-        let notice = words.hint
-        if (linked) notice = words.linked
-        else if (unreadable !== null) notice = words.unreadable(unreadable)
-        else if (source.connected && !picture) notice = words.unseen
-        else if (!source.connected && linksOfSize(node) && !measured) notice = words.unmeasured
-        const locked = linked || unreadable !== null
+        let obstacle = null // boxes moved on a canvas of another size than the picture's would be lost
+        if (linked) obstacle = words.linked
+        else if (unreadable !== null) obstacle = words.unreadable(unreadable)
+        else if (source.connected && !picture) obstacle = words.unseen
+        else if (!source.connected && linksOfSize(node) && !measured) obstacle = words.unmeasured
+        const [notice, locked] = [obstacle ?? words.hint, obstacle !== null]
         const state = { boxes, width, height, picture: picture?.address ?? null, notice, locked }
         if (JSON.stringify(state) === shown) return
         shown = JSON.stringify(state)

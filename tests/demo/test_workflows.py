@@ -4,8 +4,11 @@ import struct
 
 import pytest
 
+from demo.comfyui import REPO
+from demo.templates import decoder_settings
 from demo.workflows import WORKFLOWS, names, picture_names, read, to_prompt
 from unigs.__main__ import EXAMPLES
+from unigs.tasks import Task
 
 # What a server says of two nodes, cut down to what the conversion reads: an old-style and a new-style one.
 OBJECT_INFO = {
@@ -112,3 +115,14 @@ def test_no_node_lies_on_another(name):
         for x2, y2, width2, height2 in boxes[number + 1 :]:
             beside = x + width <= x2 or x2 + width2 <= x
             assert beside or y + height <= y2 - 30 or y2 + height2 <= y - 30
+
+
+@pytest.mark.parametrize(
+    ("page", "switch"), [("UniGSDichotomyDecode.md", "off on"), ("UniGSDichotomyDecode/zh.md", "关 开")]
+)
+def test_help_tells_the_settings_of_the_bundled_model(page, switch):
+    rows = (REPO / "web" / "docs" / page).read_text(encoding="utf-8").splitlines()
+    for task in Task:
+        own = decoder_settings(task.value)
+        switched = switch.split()[own["use_palette"]]
+        assert f"| {task.value} | {own['delta']:g} | {own['min_area']} | {switched} | {own['snap']} |" in rows

@@ -302,6 +302,24 @@ def hardware(place: Path) -> Iterator[tuple[str, Any]]:
         setattr(host, name, function)
 
 
+def split() -> Iterator[tuple[str, Any]]:
+    """Single masks lie in their batch; cut-outs are what they are without it."""
+    from pack.nodes.decode import EntityMaskSplit
+
+    masks, image = torch.zeros(3, 8, 12), torch.rand(1, 8, 12, 3, generator=torch.Generator().manual_seed(0))
+    masks[0, :3, :4], masks[2, 4:, 6:] = 1, 1
+    for crop in (False, True):
+        singles, _, _, cutouts, (batch,), *_ = EntityMaskSplit.execute(
+            [masks], ["as given"], [0], [0], [crop], [image]
+        ).args
+        ends = [one.untyped_storage().data_ptr() for one in (*singles, batch)]
+        yield f"one storage, crop {crop}", len(singles) == 2 and len(set(ends)) == 1
+        expected = [torch.cat([image[0] * one[..., None], one[..., None]], dim=-1)[None] for one in masks[[0, 2]]]
+        if crop:
+            expected = [expected[0][:, :3, :4], expected[1][:, 4:, 6:]]
+        yield f"cut-outs, crop {crop}", all(map(torch.equal, cutouts, expected))
+
+
 def previews(place: Path, folder: Path) -> Iterator[tuple[str, Any]]:
     """What is shown with `--preview-method taesd`, by a random decoder, beside what it makes of each half alone."""
     import comfy.cli_args
@@ -363,6 +381,7 @@ if __name__ == "__main__":
             "overflow": dict(overflow(bundled)),
             "OpenCLIP": dict(open_clip()),
             "hardware": dict(hardware(bundled)),
+            "split": dict(split()),
             "previews": dict(previews(make_odd(Path(made) / "odd", bundled), Path(made) / "vae_approx")),
             "damaged": dict(damaged(make("SD 1", Path(made) / "damaged", bundled))),
         }

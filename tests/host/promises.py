@@ -9,7 +9,7 @@ PROMISES = {
     "batch": "Batches work in every task and in every node, and the first of a batch is what it is alone.",
     "any size": "Pictures of any size are padded inside and come back as they were.",
     "RGBA": "Pictures with an alpha channel are taken.",
-    "nothing found": "Where nothing is found, one empty mask goes through all the nodes behind.",
+    "nothing found": "Where nothing is found, one empty mask goes through all nodes; a sampler says it is empty.",
     "stable entities": "The same colormap gives the same entities in the same order, each run; none are merged.",
     "device": "What meets in a computation is on one device, wherever the inputs came from.",
     "precision": "fp32, fp16 and bf16 weights give the same picture, up to their rounding.",

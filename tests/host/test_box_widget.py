@@ -81,6 +81,15 @@ class Editor:
         return len(found) == len(expected) and np.allclose(found, np.reshape(expected, (-1, 4)), atol=1)
 
 
+def try_to_change(editor: Editor) -> None:
+    """By everything that would change the first box of an editor that is not locked."""
+    editor.boxes.first.focus()
+    editor.press("ArrowRight", "Shift+ArrowUp", "Delete")
+    editor.stage.focus()
+    editor.press("Enter", "Escape")
+    editor.drag((60, 60), (75, 110))
+
+
 @pytest.fixture(scope="module")
 def page(frontend) -> Iterator:
     page = frontend()
@@ -321,7 +330,10 @@ def test_the_picture_of_another_node_is_shown_after_a_run(opened, graph, picture
     scaled = graph.add("ImageScale", image=graph.add("LoadImage", image=picture), **settings)
     graph.add("MaskPreview", mask=box_node(graph, "1600,1200,3200,2400", image=scaled))
     editor = opened(graph)
+    text = editor.text
     assert "Run the workflow once" in editor.notice.inner_text()
+    try_to_change(editor)
+    assert editor.text == text  # its coordinates are those of a picture that is not known yet
     page.evaluate("() => app.queuePrompt(0)")
     page.wait_for_function("() => document.querySelector('.unigs-boxes-picture')?.naturalWidth > 0")
     shown = page.locator(".unigs-boxes-picture")
@@ -330,6 +342,9 @@ def test_the_picture_of_another_node_is_shown_after_a_run(opened, graph, picture
     assert box.evaluate("box => [box.style.left, box.style.top, box.style.width]") == ["50%", "50%", "50%"]
     page.wait_for_timeout(500)
     page.screenshot(path=ARTIFACTS / "boxes_after_a_run.png")
+    box.focus()
+    editor.press("ArrowLeft")
+    assert editor.text == "1599,1200,3199,2400"
 
 
 def test_a_size_of_other_nodes_is_known_after_a_run(opened, graph, page):
@@ -341,12 +356,17 @@ def test_a_size_of_other_nodes_is_known_after_a_run(opened, graph, page):
     page.evaluate(IN_VIEW)
     editor = Editor(page)
     editor.stage.wait_for()
-    assert "Run the workflow once to see the size" in editor.notice.inner_text()
+    assert "Run the workflow once to draw in the size" in editor.notice.inner_text()
+    try_to_change(editor)
+    assert editor.text == "100,75,200,150"
     page.evaluate("() => app.queuePrompt(0)")
     box = editor.boxes.first
     page.wait_for_function("() => document.querySelector('.unigs-boxes-box')?.style.width === '25%'")
     assert box.evaluate("box => [box.style.left, box.style.top, box.style.height]") == ["25%", "25%", "25%"]
     assert "Run the workflow" not in editor.notice.inner_text()
+    box.focus()
+    editor.press("ArrowRight")
+    assert editor.text == "101,75,201,150"
 
 
 def test_what_is_drawn_is_saved_and_run(server, object_info, opened, graph, picture, page, shown):
@@ -405,6 +425,17 @@ def test_the_widget_speaks_chinese(page, opened, graph):
     english, chinese = page.evaluate(WORDS, f"/extensions/{PACK_NAME}/box_words.js")
     assert english.keys() == chinese.keys()
     assert all(any("一" <= letter <= "鿿" for letter in text) for text in chinese.values())
+
+
+def test_boxes_beyond_the_picture_are_cut_off_and_labels_are_written_inside(opened, graph, page):
+    box_node(graph, "140,10,155,50; 100,60,1600,100")
+    editor = opened(graph)
+    stage = editor.stage.bounding_box()
+    outside = [stage["x"] + stage["width"] + 20, stage["y"] + stage["height"] * 80 / HEIGHT]
+    assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('.unigs-boxes-box')", outside) is None
+    editor.boxes.first.dblclick()
+    field = page.locator(".unigs-boxes-input").bounding_box()
+    assert field["x"] > stage["x"] and field["x"] + field["width"] <= stage["x"] + stage["width"]
 
 
 def test_without_the_widget_the_text_does_it_all(frontend, graph):

@@ -63,6 +63,10 @@ def test_text_encoders_in_the_names_of_openclip(found):
     assert all(found["OpenCLIP"].values()), found["OpenCLIP"]
 
 
+def test_single_masks_are_views_of_their_batch(found):
+    assert len(found["split"]) == 4 and all(found["split"].values()), found["split"]
+
+
 @pytest.mark.promise("hardware")
 @pytest.mark.parametrize("option", ["fp16_unet", "bf16_unet", "none"])
 def test_precision_and_device_are_the_ones_the_host_chooses(found, option):

@@ -141,6 +141,8 @@ def test_nothing_found_is_one_empty_mask_all_the_way(server, graph, shown):
         "UniGSEntityMaskSplit", masks=decoded, order="largest first", min_area=0, index=0, crop=True, image=black
     )
     encoded = graph.add("UniGSColormapEncode", masks=decoded, grid=11)
+    settings = {"boxes": "", "width": 64, "height": 48, "kind": "curve", "seed": 0}
+    boxed = [graph.add("UniGSCoarseMaskFromBox", **settings, bboxes=graph.output(split, slot)) for slot in (1, 5)]
     outputs = {
         "masks": graph.add("MaskPreview", mask=decoded),
         "single": graph.add("MaskPreview", mask=split),
@@ -149,12 +151,17 @@ def test_nothing_found_is_one_empty_mask_all_the_way(server, graph, shown):
         "labels": graph.add("PreviewImage", images=graph.output(decoded, 1)),
         "tree": graph.add("PreviewImage", images=graph.output(decoded, 2)),
         "colormap": graph.add("PreviewImage", images=encoded),
+        "of a box": graph.add("MaskPreview", mask=boxed[0]),
+        "of all boxes": graph.add("MaskPreview", mask=graph.output(boxed[1], 1)),
     }
     done = server.client.run(graph.prompt)
-    for name in ("masks", "single", "chosen", "cut-outs", "colormap"):
+    for name in ("masks", "single", "chosen", "cut-outs", "colormap", "of a box", "of all boxes"):
         (found,) = shown(done, outputs[name][0])
         assert found.shape[:2] == (48, 64) and not found.any(), name
     assert len(shown(done, outputs["labels"][0])) == len(shown(done, outputs["tree"][0])) == 1
+
+    graph.add("PreviewImage", images=graph.sampler("inpainting", image=black, coarse_mask=boxed[0], prompt="dog"))
+    assert "coarse_mask: nothing is selected: nothing was found" in str(failure(server, graph))
 
 
 @pytest.mark.promise("stable entities")
@@ -215,11 +222,12 @@ def test_masks_follow_the_edges_of_a_picture(server, graph, upload, shown):
         area(image=small)
     with pytest.raises(NodeFailed, match="image: 2 pictures for 1 colormaps; give one for each, or one for all"):
         area(image=two)
+    assert area(snap=0) == 24**2  # the image is not looked at then
 
 
 def test_a_box_outside_the_picture(server, graph):
-    graph.add("MaskPreview", mask=box_mask(graph, 128, 96, "500,500,600,600"))
-    assert "outside the picture" in str(failure(server, graph))
+    graph.add("MaskPreview", mask=box_mask(graph, 128, 96, "8,8,40,40; 500,500,600,600"))
+    assert "box 1 (500, 500, 600, 600) lies outside the picture" in str(failure(server, graph))
 
 
 @pytest.mark.promise("stable entities")

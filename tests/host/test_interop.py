@@ -156,6 +156,30 @@ def test_boxes_in_both_directions(server, graph, shown):
         assert (mask[y1:y2, x1:x2, 0] == 255).all()
 
 
+@pytest.mark.promise("mask size")
+def test_masks_of_a_shrunk_picture_are_split_in_the_picture_s_pixels(server, graph, image, pixels, shown):
+    """Sizes, boxes, areas, cut-outs and SEGS are those of the picture, which is twice as large."""
+    sides = {"width": 2 * SIZE[1], "height": 2 * SIZE[0]}
+    large = graph.add("ImageScale", image=image, upscale_method="nearest-exact", crop="disabled", **sides)
+    smallest = min((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in BOXES)
+    parts = split(graph, masks_of(graph), image=large, crop=True, min_area=4 * smallest + 1, order="left to right")
+    given = {"image": large, "bbox": graph.output(parts, 1), "corners": True}
+    outputs = [graph.add("ConsumeBox", **given), graph.output(parts, 3), graph.output(parts, 2)]
+    boxes, cutouts, chosen = (
+        graph.add("MaskPreview", mask=output) if output[1] == 2 else graph.add("PreviewImage", images=output)
+        for output in outputs
+    )
+    segs = graph.add("ConsumeSegs", segs=graph.output(parts, 6))
+    done = server.client.run(graph.prompt)
+    kept = [BOXES[0], BOXES[2]]
+    expected = [np.kron(pixels[y1:y2, x1:x2], np.ones((2, 2, 1), np.uint8)) for x1, y1, x2, y2 in kept]
+    for found, cutout, patch in zip(shown(done, boxes), shown(done, cutouts), expected, strict=True):
+        assert np.array_equal(found, patch) and np.array_equal(cutout[..., :3], patch)
+    assert shown(done, chosen)[0].shape[:2] == (2 * SIZE[0], 2 * SIZE[1])
+    told = json.loads(done.outputs[segs[0]]["text"][0])
+    assert [one["box"] for one in told] == [[2 * side for side in box] for box in kept]
+
+
 def test_scores_that_do_not_belong_to_the_masks(server, graph):
     parts = split(graph, masks_of(graph), scores=graph.add("PrimitiveFloat", value=0.5))
     graph.add("ConsumeSegs", segs=graph.output(parts, 6))

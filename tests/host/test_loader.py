@@ -124,3 +124,15 @@ def test_colormap_encode_takes_the_palette_of_the_model(server, graph, shown):
     palette = json.loads((bundled_model_dir() / "model_index.json").read_text())["palette"]
     assert np.array_equal(shown(done, own[0])[0], LocationAwarePalette.from_config(palette).encode(given))
     assert np.array_equal(shown(done, plain[0])[0], LocationAwarePalette(4).encode(given))
+
+
+def test_more_entities_than_the_palette_has_colours(server, graph):
+    """With a model, `grid` is not what to change."""
+    palette = json.loads((bundled_model_dir() / "model_index.json").read_text())["palette"]
+    most = LocationAwarePalette.from_config(palette).grid ** 2
+    boxes = "; ".join(f"{index % 16},{index // 16},{index % 16 + 1},{index // 16 + 1}" for index in range(most + 1))
+    masks = graph.output(graph.add("UniGSCoarseMaskFromBox", boxes=boxes, width=16, height=16, kind="box", seed=0), 1)
+    colormap = graph.add("UniGSColormapEncode", masks=masks, grid=11, model=graph.loader()["model"])
+    graph.add("PreviewImage", images=colormap)
+    with pytest.raises(NodeFailed, match=f"masks: {most + 1} entities, but the model's palette has {most} colours"):
+        server.client.run(graph.prompt)

@@ -88,6 +88,11 @@ def test_the_loader_lists_the_bundled_checkpoint_first(object_info):
     assert object_info["UniGSLoader"]["input"]["required"]["checkpoint"][1]["options"][0] == "bundled"
 
 
+def test_a_new_node_has_no_box(object_info):
+    """It would count beside the boxes that are connected."""
+    assert object_info["UniGSCoarseMaskFromBox"]["input"]["required"]["boxes"][1]["default"] == ""
+
+
 def test_the_pack_was_imported_without_a_complaint(server, object_info):
     complaints = ("IMPORT FAILED", "Cannot import", "Error while calling", "Traceback")
     lines = [line for line in server.log.read_text().splitlines() if "comfyui-unigs" in line]

@@ -103,6 +103,13 @@ def test_what_is_behind_a_link_is_not_judged_before_it_is_known(server, graph, p
     assert caught.value.data["node_id"] == sampler
 
 
+def test_an_ensemble_that_has_nothing_to_vote_on(server, graph, picture):
+    inputs = {"connected": {"image", "colormap"}, "hold": "colormap", "ensemble": 3}
+    found = refusals(server, graph, add_task(graph, "UniGSSampler", "entity", picture, **inputs))
+    message = "ensemble: got 3, but a colormap that is held leaves nothing to vote on"
+    assert found and all(message in one for one in found)
+
+
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [

@@ -58,6 +58,25 @@ def test_a_ksampler_gives_what_the_unigs_sampler_gives(server, graph, shown, pic
         assert np.array_equal(shown(done, one)[0], shown(done, other)[0])
 
 
+@pytest.mark.parametrize("hold", ["none", "image"])
+def test_latents_may_be_scaled_between_two_samplers(server, graph, shown, picture, hold):
+    """The second KSampler goes on at another size and another shape than the conditioning's."""
+    loaded = graph.loader()
+    previews = conditioned(graph, loaded, task="entity", image=graph.add("LoadImage", image=picture), hold=hold)
+    first, split = (
+        next(node for node, spec in graph.prompt.items() if spec["class_type"] == kind)
+        for kind in ("KSampler", "UniGSSplitLatent")
+    )
+    scaling = {"upscale_method": "nearest-exact", "width": 144 * 2, "height": 80 * 2, "crop": "center"}
+    scaled = graph.add("LatentUpscale", samples=[first, 0], **scaling)
+    again = {**graph.prompt[first]["inputs"], "latent_image": scaled, "denoise": 0.5}
+    graph.prompt[split]["inputs"]["latent"] = graph.add("KSampler", **again)
+    done = server.client.run(graph.prompt)
+    height, width, _ = shown(done, previews[0])[0].shape
+    assert height > 64 and width > 96
+    assert all(shown(done, preview)[0].std() > 2 for preview in previews)
+
+
 @pytest.mark.parametrize("half", ["image", "colormap"])
 @pytest.mark.parametrize("task", ["entity", "synthesis"])
 def test_a_half_is_held(server, graph, shown, picture, colours, task, half):

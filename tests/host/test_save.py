@@ -182,12 +182,23 @@ def test_nothing_is_written_outside_the_output_folder(server, graph, picture, pr
     assert sorted(path for path in server.data.rglob("*") if "temp" not in path.parts) == before
 
 
-def test_what_does_not_fit_together_is_named(server, graph, picture, upload):
-    small = graph.add("LoadImage", image=upload("too small.png", np.zeros((16, 16, 3), np.uint8)))
-    node = graph.add("UniGSSaveEntities", image=small, masks=add_masks(graph)[0], filename_prefix="wrong")
-    with pytest.raises(NodeFailed, match="image: the picture has .16, 16. pixels, its masks .48, 96."):
-        server.client.run(graph.prompt)
-    graph.prompt[node[0]]["inputs"]["image"] = graph.add("LoadImage", image=picture)
+@pytest.mark.promise("mask size")
+def test_masks_of_a_shrunk_picture_are_scaled_to_it(server, graph, upload, shown):
+    large = graph.add("LoadImage", image=upload("large.png", np.full((96, 192, 3), 90, np.uint8)))
+    masks = add_masks(graph)[0]
+    given = graph.add("MaskPreview", mask=masks)
+    node = graph.add("UniGSSaveEntities", image=large, masks=masks, filename_prefix="scaled")
+    done = server.client.run(graph.prompt)
+    layer = np.asarray(Image.open(saved(server, done.pictures(node[0])[1])))
+    expected = np.kron(shown(done, given[0])[0][..., 0] > 127, np.ones((2, 2), bool))
+    assert np.array_equal(layer[..., 3] == 255, expected)
+    coco = json.loads((server.data / "output" / "scaled_00001_coco.json").read_text())
+    assert coco["annotations"][0]["area"] == expected.sum()
+
+
+def test_what_does_not_fit_together_is_named(server, graph, picture):
+    image = graph.add("LoadImage", image=picture)
+    node = graph.add("UniGSSaveEntities", image=image, masks=add_masks(graph)[0], filename_prefix="wrong")
     graph.prompt[node[0]]["inputs"]["scores"] = graph.add("PrimitiveFloat", value=1.5)
     with pytest.raises(NodeFailed, match="scores: expected numbers from 0 to 1"):
         server.client.run(graph.prompt)

@@ -52,6 +52,14 @@ def test_without_picture_and_without_entity(types):
     assert types.segs(None, np.zeros((0, 5, 6), bool), [], [], (5, 6), 3.0) == ((5, 6), [])
 
 
+def test_what_other_packs_write_into_is_theirs(types):
+    box, picture, masks = (1, 1, 4, 3), torch.rand(3, 5, 6), mask_of((1, 1, 4, 3), (5, 6)).astype(np.float32)
+    before, kept = picture.clone(), masks.copy()
+    _, (seg,) = types.segs(picture, masks, [box], [1.0], (5, 6), 3.0)
+    seg.cropped_image[:], seg.cropped_mask[:] = 9, 9
+    assert torch.equal(picture, before) and np.array_equal(masks, kept)
+
+
 def test_scores_are_shared_out_over_the_batches(types):
     batches = [torch.zeros(count, 4, 4, dtype=torch.bool) for count in (2, 1, 3)]
     found = types.one_score_each(batches, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])

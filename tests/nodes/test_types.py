@@ -70,6 +70,22 @@ def test_a_mask_of_another_size_is_scaled_and_said_so(types, caplog):
     assert not caplog.text
 
 
+def test_masks_are_scaled_to_their_pictures(types):
+    mask, pictures = torch.zeros(2, 4, 6), [torch.rand(1, 8, 12, 3), torch.rand(1, 4, 6, 3)]
+    mask[0, :2], mask[1, :, 3:] = 1, 1
+    batches, found = types.masks_and_pictures([mask, mask], pictures)
+    assert torch.equal(batches[0], mask.repeat_interleave(2, 1).repeat_interleave(2, 2) > 0.5)
+    assert torch.equal(batches[1], mask > 0.5)
+    for picture, given in zip(found, pictures, strict=True):
+        assert torch.equal(picture, given[0].movedim(-1, 0))
+    (one, two), (same, again) = types.masks_and_pictures([mask, mask], pictures[:1])
+    assert one.shape == two.shape == (2, 8, 12) and torch.equal(same, again)
+    batches, white = types.masks_and_pictures([mask], None)
+    assert torch.equal(batches[0], mask > 0.5) and torch.equal(white[0], torch.ones(3, 4, 6))
+    with pytest.raises(ValueError, match="image: 2 pictures for 3 batches of masks; give one for each, or one for all"):
+        types.masks_and_pictures([mask] * 3, pictures)
+
+
 def test_no_entity_is_one_empty_mask(types):
     found = types.mask_batch(np.zeros((0, 3, 4), bool), (3, 4))
     assert found.dtype == torch.float32 and found.shape == (1, 3, 4) and not found.any()
