@@ -79,6 +79,7 @@ SURROUND = """([id, file, values]) => {
     picture.widgets.find(({name}) => name === "image").value = file
     for (const name of ["model", "clip", "vae"]) link(loader, name.toUpperCase(), subgraph, name)
     const region = add("UniGSCoarseMaskFromBox")
+    region.widgets.find(({name}) => name === "boxes").value = "16,16,64,64"
     if (subgraph.inputs.some(({name}) => name === "image")) link(picture, "IMAGE", subgraph, "image")
     if (subgraph.inputs.some(({name}) => name === "coarse_mask")) link(region, "coarse mask", subgraph, "coarse_mask")
     if (subgraph.inputs.some(({name}) => name === "masks")) link(region, "regions", subgraph, "masks")
