@@ -116,11 +116,15 @@ def test_a_blueprint_is_found_in_the_search_and_runs(page, title):
     page.get_by_role("option").filter(has_text=title).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
-    if page.evaluate("() => app.graph.nodes[0].flags.ghost"):  # it hangs on the pointer until it is put down
+    ghost = "() => app.graph.nodes[0].flags.ghost"  # it hangs on the pointer until it is put down
+    for _ in range(20):  # a click while the page is busy may be lost
+        if not page.evaluate(ghost):
+            break
         page.mouse.move(500, 300)
         page.mouse.move(600, 400, steps=5)
         page.mouse.click(600, 400, delay=200)
-        page.wait_for_function("() => !app.graph.nodes[0].flags.ghost")
+        page.wait_for_timeout(500)
+    assert not page.evaluate(ghost)
     node = page.evaluate("() => app.graph.nodes[0].id")
     shown = page.evaluate(SURROUND, [node, "unigs_inpainting.png", values])
 
