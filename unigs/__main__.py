@@ -40,8 +40,7 @@ EXAMPLES = ("entity_segmentation", "multi_region_inpainting", "referring_segment
 OUTPUT = Path("unigs-output")
 GALLERY = WORKFLOWS.parent / "docs" / "gallery"
 # What not every run writes into the folder of a picture.
-_KINDS = ("picture", "colormap", "tree", "coarse_mask", "given_colormap", "given", "where")
-EXTRAS = tuple(f"{kind}.png" for kind in _KINDS)
+EXTRAS = ("picture", "colormap", "tree", "coarse_mask", "given_colormap", "given", "where")
 
 
 class Painted(NamedTuple):
@@ -308,22 +307,23 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
         name, number = path.stem, 2
         while name in named:
             name, number = f"{path.stem}_{number}", number + 1
-        if path.is_dir():
-            raise ValueError(f"{str(path)!r} is a folder: name the pictures in it")
-        if not path.is_file():
-            raise ValueError(f"there is no file {str(path)!r}")
+        _check_file(path)
         named[name] = path
     return named
 
 
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder: name the pictures in it")
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}")
+
+
 def _open(path: Path) -> Image.Image:
+    _check_file(path)
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture)
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {str(path)!r}") from None
-    except IsADirectoryError:
-        raise ValueError(f"{str(path)!r} is a folder: name the pictures in it") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for a damaged PNG
         raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 
@@ -396,7 +396,7 @@ def _save_entities(
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
     # Of an earlier run, which may have found more, or drawn more.
-    for old in (*folder.glob("mask_*.png"), *folder.glob("cutout_*.png"), *map(folder.joinpath, EXTRAS)):
+    for old in (*folder.glob("mask_*.png"), *folder.glob("cutout_*.png"), *(folder / f"{kind}.png" for kind in EXTRAS)):
         old.unlink(missing_ok=True)
     paths = save_entities(entities, picture, f"{folder}/", file_name, masks=True, cutouts=options.cutouts)
     data = {**facts, **entities.to_dict()}

@@ -579,11 +579,12 @@ def _check_depth(name: str, picture: Any) -> None:
 def _mask_tensor(value: Masks, size: Sequence[int]) -> Tensor:
     """(B, H, W) float32, 0 or 1, on the CPU."""
     single = isinstance(value, (Image.Image, np.ndarray, Tensor))
-    for mask in [value] if single else value:
+    given = [value] if single else value
+    for mask in given:
         _check_depth("coarse_mask", mask)
     masks = [
         np.asarray(mask.convert("L")) > 127 if isinstance(mask, Image.Image) else torch.as_tensor(mask).cpu().numpy()
-        for mask in ([value] if single else value)
+        for mask in given
     ]
     stacked = np.stack(masks) if masks else np.zeros((0, 0, 0))
     if single and stacked.ndim == 4:

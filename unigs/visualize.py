@@ -180,9 +180,9 @@ def dichotomy_tree(
     """
     if cell < 1 or columns < 1 or panels < 4:
         raise ValueError(f"cell and columns must be at least 1, panels at least 4; got {cell}, {columns}, {panels}")
-    found = dichotomy(colormap, delta) if found is None else found
-    entities = found.entities(keep_background=True) if entities is None else entities
     picture = Image.fromarray(check_picture(colormap))
+    found = dichotomy(picture, delta) if found is None else found
+    entities = found.entities(keep_background=True) if entities is None else entities
     size = picture.height, picture.width
     if not size == found.leaves.shape == entities.size:
         raise ValueError(

@@ -287,8 +287,7 @@ def _background(rng: np.random.Generator, size: int, place: str) -> tuple[np.nda
 def _photograph(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str | None]:
     """A piece of a photograph, mirrored or not, in a random tint: (H, W, 3) float32 in 0-255; and the kind it shows."""
     photographs = _photographs()
-    number = rng.integers(len(photographs))
-    picture, shown = photographs[number], list(PHOTOGRAPHS.values())[number]
+    picture, shown = photographs[rng.integers(len(photographs))]
     side = int(min(picture.size) * rng.uniform(0.4, 1.0))
     left, top = int(rng.integers(picture.width - side + 1)), int(rng.integers(picture.height - side + 1))
     piece = picture.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
@@ -298,7 +297,7 @@ def _photograph(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str | 
 
 
 @cache
-def _photographs() -> list[Image.Image]:
+def _photographs() -> list[tuple[Image.Image, str | None]]:
     try:
         import skimage
     except ImportError:
@@ -306,9 +305,9 @@ def _photographs() -> list[Image.Image]:
             "scenes need scikit-image, whose photographs are backgrounds: pip install scikit-image"
         ) from None
     photographs = []
-    for name in PHOTOGRAPHS:
+    for name, shown in PHOTOGRAPHS.items():
         with Image.open(Path(skimage.__file__).parent / "data" / name) as picture:
-            photographs.append(picture.convert("RGB").reduce(2))
+            photographs.append((picture.convert("RGB").reduce(2), shown))
     return photographs
 
 
