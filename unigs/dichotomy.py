@@ -472,7 +472,9 @@ def _sureness_of_grid(
     regions: Regions, bins: np.ndarray, means: np.ndarray, clusters: np.ndarray, centers: np.ndarray
 ) -> np.ndarray:
     """`_sureness` of the pixels of the grid, in clusters (G,); `means` (K, 3) are the colours of the used bins (K,)."""
-    used = np.flatnonzero(np.bincount(regions.grid_bins, minlength=BIN_COUNT))
+    is_used = np.zeros(BIN_COUNT, bool)
+    is_used[regions.grid_bins] = True
+    used = np.flatnonzero(is_used)
     number = np.zeros(BIN_COUNT, np.intp)
     number[used] = np.arange(len(used))
     colors = colors_of_bins(used)

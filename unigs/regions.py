@@ -29,6 +29,8 @@ REACH = 8
 SMOOTHNESS, ROUNDS = 1000, 3
 # Colours are counted at up to about twice this many places, or at all pixels of a smaller picture.
 PLACES = 1 << 16
+# In so many histograms at a time: neighbours mostly share a bin, and adding to a number waits for the last addition.
+LANES = 4
 # Large pictures are worked on in strips of rows of about this size: temporary arrays that fit into a cache are faster.
 STRIP_PIXELS = 1 << 16
 
@@ -67,14 +69,14 @@ class Regions:
         Returns the K bins in use (K,), the number of places in each (K,) and the sums of their colours (K, 3) float64.
         """
         inside = self.on_grid(self.inside)
-        if not inside.any():
-            inside[:] = True
-        code = self.grid_bins.compress(inside)
-        count = np.bincount(code, minlength=BIN_COUNT)
+        code = np.where(inside, self.grid_bins, LANES * BIN_COUNT) if inside.any() else self.grid_bins.copy()
+        for lane in range(LANES):
+            code[lane::LANES] += lane * BIN_COUNT
+        weights = (None, *self.on_grid(self.smooth))
+        lanes = [np.bincount(code, weight, LANES * BIN_COUNT)[: LANES * BIN_COUNT] for weight in weights]
+        count, *sums = (each.reshape(LANES, BIN_COUNT).sum(axis=0) for each in lanes)
         used = np.flatnonzero(count)
-        planes = self.on_grid(self.smooth).compress(inside, axis=1)
-        sums = [np.bincount(code, plane, BIN_COUNT).take(used) for plane in planes]
-        return used, count.take(used), np.stack(sums, axis=1)
+        return used, count.take(used), np.stack([each.take(used) for each in sums], axis=1)
 
     def seeds(self, label_of_bin: np.ndarray) -> np.ndarray:
         """(H, W), the label of the bin of each pixel inside a region, else 0."""
@@ -161,19 +163,21 @@ class Band:
         `colors` (L, 3) are the colours of the labels.
         """
         shared = labels.copy()
-        which = np.flatnonzero(labels.ravel().take(self.places) == 0)
-        places = self.places.take(which)
+        places, pixels = self.places, self.pixels
+        unknown = labels.ravel().take(places) == 0
+        if not unknown.all():
+            places, pixels = places.compress(unknown), pixels.compress(unknown, axis=1)
         met = _first_met(labels, places)
         highest = met.max(axis=0)
-        second = (met * (met != highest).astype(met.dtype)).max(axis=0)
+        second = (met * (met != highest).view(np.uint8)).max(axis=0)
         met -= 1  # none, 0, becomes the largest number
         lowest = met.min(axis=0)
         lowest += 1
-        lead = self._lead(which, lowest, highest, colors)
-        best = lowest + (highest - lowest) * (lead < 0).astype(met.dtype)
+        lead = _lead(pixels, lowest, highest, colors)
+        best = lowest + (highest - lowest) * (lead < 0).view(np.uint8)
         third = np.flatnonzero(second > lowest)
         one, other = best.take(third), second.take(third)
-        lead = self._lead(which.take(third), one, other, colors)
+        lead = _lead(pixels.take(third, axis=1), one, other, colors)
         best[third] = np.where((lead < 0) | (lead == 0) & (other < one), other, one)
         shared.reshape(-1)[places] = best
         lone = places.compress(best == 0)  # nothing near: the label of the nearest colour
@@ -196,8 +200,13 @@ class Band:
         flat = padded.reshape(-1)
         around = [y * width + x for y in range(3) for x in range(3)]
         corners = self.places + 2 * (self.places // labels.shape[1])  # of the 3 x 3 pixels around each
-        active = np.arange(len(self.places))
+        active, changed = np.arange(len(self.places)), None
         for _ in range(ROUNDS):
+            if changed is not None:  # the others stay as they are
+                near = np.zeros(flat.size, bool)
+                for step in around:
+                    near[changed + step] = True
+                active = np.flatnonzero(near[around[4] :].take(corners))
             padded[0], padded[-1] = padded[1], padded[-2]
             padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
             corner = corners.take(active)
@@ -206,34 +215,31 @@ class Band:
             torn = np.flatnonzero((lowest != highest) & ((found[4] == lowest) | (found[4] == highest)))
             corner, found = corner.take(torn), found.take(torn, axis=1)
             lowest, own, highest = lowest.take(torn), found[4], highest.take(torn)
-            lead = self._lead(active.take(torn), lowest, highest, colors)
+            lead = _lead(self.pixels.take(active.take(torn), axis=1), lowest, highest, colors)
             lead += SMOOTHNESS * (found == lowest).sum(axis=0, dtype=np.int8).astype(np.int32)
             lead -= SMOOTHNESS * (found == highest).sum(axis=0, dtype=np.int8).astype(np.int32)
-            suited = lowest + (highest - lowest) * (lead < 0).astype(flat.dtype)
-            changed = corner.compress(suited != own)
+            suited = lowest + (highest - lowest) * (lead < 0).view(np.uint8)
             flat[corner + around[4]] = suited
-            near = np.zeros(flat.size, bool)  # where something around has changed; the others stay as they are
-            for step in around:
-                near[changed + step] = True
-            active = np.flatnonzero(near[around[4] :].take(corners))
+            changed = corner.compress(suited != own)
         return padded[1:-1, 1:-1]
 
-    def _lead(self, which: np.ndarray, one: np.ndarray, other: np.ndarray, colors: np.ndarray) -> np.ndarray:
-        """By how much these pixels of the band (P,) are nearer in colour to their label `one` (P,) than to `other`.
 
-        (P,) int32, squared distances. Label 0 is far from every pixel.
-        """
-        levels = np.concatenate([np.full((1, 3), 1000), colors]).round().astype(np.int32).T  # (3, L + 1)
-        squares = (levels**2).sum(axis=0, dtype=np.int32)
-        one, other = one.astype(np.intp), other.astype(np.intp)
-        lead = squares.take(other)
-        lead -= squares.take(one)
-        for level, pixels in zip(2 * levels, self.pixels, strict=True):
-            across = level.take(other)
-            across -= level.take(one)
-            across *= pixels.take(which)
-            lead -= across
-        return lead
+def _lead(pixels: np.ndarray, one: np.ndarray, other: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """By how much pixels (3, P) int32 are nearer in colour to their label `one` (P,) than to `other`.
+
+    (P,) int32, squared distances. Label 0 is far from every pixel.
+    """
+    levels = np.concatenate([np.full((1, 3), 1000), colors]).round().astype(np.int32).T  # (3, L + 1)
+    squares = (levels**2).sum(axis=0, dtype=np.int32)
+    one, other = one.astype(np.intp), other.astype(np.intp)
+    lead = squares.take(other)
+    lead -= squares.take(one)
+    for level, channel in zip(2 * levels, pixels, strict=True):
+        across = level.take(other)
+        across -= level.take(one)
+        across *= channel
+        lead -= across
+    return lead
 
 
 def _first_met(labels: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -241,13 +247,24 @@ def _first_met(labels: np.ndarray, places: np.ndarray) -> np.ndarray:
     padded = np.pad(labels, REACH)
     width = padded.shape[1]
     corners = places + 2 * REACH * (places // labels.shape[1])  # REACH pixels to the left of and above each
-    met = np.zeros((4, len(places)), labels.dtype)
+    met = np.empty((4, len(places)), labels.dtype)
     for side, step in zip(met, (-width, width, -1, 1), strict=True):
-        for away in range(1, REACH):
-            found = padded.reshape(-1)[REACH * (width + 1) + away * step :].take(corners)
-            found *= (side == 0).astype(found.dtype)
-            side |= found
+        # Of all pixels, the first label of two pixels from each on, then of four; of the places, that of four and four.
+        first, seen = padded.reshape(-1), 1
+        while 2 * seen < REACH:
+            first, seen = _or_else(first, seen * step), 2 * seen
+        near, far = (first[REACH * (width + 1) + start * step :].take(corners) for start in (1, REACH - seen))
+        far *= (near == 0).view(np.uint8)
+        np.bitwise_or(near, far, out=side)
     return met
+
+
+def _or_else(labels: np.ndarray, step: int) -> np.ndarray:
+    """Labels (K,), and instead of 0 those that lie `step` further on, or back. Where nothing lies there: anything."""
+    on, there = slice(max(-step, 0), min(-step, 0) or None), slice(max(step, 0), min(step, 0) or None)
+    result = np.empty_like(labels)
+    np.bitwise_or(labels[on], labels[there] * (labels[on] == 0).view(np.uint8), out=result[on])
+    return result
 
 
 def noise_of(planes: np.ndarray, lag: int) -> float:
