@@ -1,6 +1,7 @@
 """Memory is the host's: it unloads what it wants, gives everything back when asked, and nothing piles up."""
 
 import shutil
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,13 @@ def entity(graph, checkpoint: str, seed: int = 1, dtype: str = "default"):
     return sampled
 
 
+def does_not_grow(seen: list[dict[str, Any]]) -> None:
+    """Of six equal turns. The C library's share goes up and down, so a leak of 10 MiB a turn is told from that."""
+    tensors, resident = [one["tensors"] for one in seen], [one["resident"][1] / MIB for one in seen]
+    assert tensors[-1] <= tensors[1], tensors
+    assert min(resident[-2:]) < max(resident[:2]) + 30, resident
+
+
 @pytest.mark.promise("memory")
 def test_everything_is_given_back_when_asked_for(server, graph, probe, another, ordinary):
     """`/free` leaves no weight alive, neither ours nor the host's own."""
@@ -53,8 +61,8 @@ def test_everything_is_given_back_when_asked_for(server, graph, probe, another, 
 @pytest.mark.promise("memory")
 def test_two_checkpoints_and_an_ordinary_graph_in_turn_do_not_grow(server, graph, probe, another, ordinary):
     checkpoint, _ = ordinary
-    resident = []
-    for turn in range(4):
+    seen = []
+    for turn in range(6):
         for name in ("bundled", another):
             graph.prompt.clear()
             entity(graph, name, seed=turn)
@@ -62,19 +70,19 @@ def test_two_checkpoints_and_an_ordinary_graph_in_turn_do_not_grow(server, graph
         graph.prompt.clear()
         graph.add("PreviewImage", images=graph.ordinary(checkpoint))
         server.client.run(graph.prompt)
-        resident.append(probe()["resident"][1] / MIB)
-    assert resident[-1] < 1.03 * max(resident[:2]), resident  # the allocator gives some back now and then
+        seen.append(probe())
+    does_not_grow(seen)
 
 
 @pytest.mark.promise("memory")
 @pytest.mark.promise("cancel")
 def test_cancelling_again_and_again_leaves_nothing_behind(server, graph, probe):
-    resident = []
+    seen = []
     for turn in range(6):
         graph.prompt.clear()
         image = graph.add("LoadImage", image="unigs_entity.png")
         batch = graph.add("RepeatImageBatch", image=image, amount=4)
         graph.add("PreviewImage", images=graph.sampler("entity", image=batch, seed=turn, steps=500))
         cancelled_at(server, graph, 2)
-        resident.append(probe()["resident"][1] / MIB)
-    assert resident[-1] < 1.03 * max(resident[:2]), resident  # the allocator gives some back now and then
+        seen.append(probe())
+    does_not_grow(seen)

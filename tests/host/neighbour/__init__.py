@@ -34,6 +34,12 @@ def resident_and_trimmed() -> list[int]:
     return [before, psutil.Process().memory_info().rss]
 
 
+def bytes_of_tensors() -> int:
+    """Memory of all tensors that Python knows of; what several of them share counts once."""
+    storages = [one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def names_in(module: ModuleType) -> list[tuple[str, Any]]:
     """Everything in a module and in its classes, by name."""
     found = []
@@ -52,6 +58,7 @@ def report(pack: str) -> dict[str, Any]:
     weights = [one for one in gc.get_objects() if type(one) is torch.nn.Parameter]
     return {
         "resident": resident_and_trimmed(),
+        "tensors": bytes_of_tensors(),
         "weights alive": sum(one.numel() * one.element_size() for one in weights),
         "loaded": [type(one.model.model).__name__ for one in comfy.model_management.current_loaded_models],
         "common names": {name: sys.modules[name] is module and module.OWNER for name, module in mine.items()},
