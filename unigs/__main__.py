@@ -1,12 +1,13 @@
 """The command line: `python -m unigs {demo,inpaint,synthesize,refer,segment,decode,convert}`.
 
-Every picture gets a folder of its own with what the model painted (picture.png), its colormap (colormap.png), one PNG
-for each entity (mask_001.png, white is the entity), all of them in one (labels.png, whose pixels are their numbers), an
-overlay, entities.json (boxes, areas, scores, colours, COCO run-length codes) and coco.json, the same as a COCO data
-set. Wrong input gives one line on standard error and the exit code 2.
+Every picture gets a folder of its own with what the model painted (picture.png) and its colormap (colormap.png), where
+a model is at work, one PNG for each entity (mask_001.png, white is the entity), all of them in one (labels.png, whose
+pixels are their numbers), an overlay, entities.json (boxes, areas, scores, colours, COCO run-length codes) and
+coco.json, the same as a COCO data set. Wrong input gives one line on standard error and the exit code 2.
 """
 
 import argparse
+import io
 import json
 import logging
 import re
@@ -60,9 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[index] == "--boxes" and re.match(r"-[\d.]", given[index + 1]):
             given[index : index + 2] = [f"--boxes={given[index + 1]}"]
     options = _parser().parse_args(given)
+    for stream in (sys.stdout, sys.stderr):  # not every console can print the name of every file
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     try:
         options.run(options)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "diffusers", "transformers"):
+            raise
+        print(f"unigs {options.command}: error: this needs {error.name}: `pip install {error.name}`", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"unigs {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -395,9 +404,8 @@ def _save_entities(
 ) -> None:
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
-    # Of an earlier run, which may have found more, or drawn more.
-    for old in (*folder.glob("mask_*.png"), *folder.glob("cutout_*.png"), *(folder / f"{kind}.png" for kind in EXTRAS)):
-        old.unlink(missing_ok=True)
+    for old in _written_before(folder):
+        (folder / old).unlink(missing_ok=True)
     paths = save_entities(entities, picture, f"{folder}/", file_name, masks=True, cutouts=options.cutouts)
     data = {**facts, **entities.to_dict()}
     for kind in ("mask", "cutout"):
@@ -406,6 +414,16 @@ def _save_entities(
     write_json(folder / "entities.json", data)
     count = f"{len(entities)} entit{'y' if len(entities) == 1 else 'ies'}"
     print(f"{name}: {count} in {seconds:.2f} s -> {folder}", flush=True)
+
+
+def _written_before(folder: Path) -> list[str]:
+    """The names of files that an earlier run, which may have found more, or drawn more, wrote into this folder."""
+    try:
+        entities = json.loads((folder / "entities.json").read_text(encoding="utf-8"))["entities"]
+        names = [entity[kind] for entity in entities for kind in ("mask", "cutout") if kind in entity]
+        return [Path(name).name for name in names if Path(name).suffix == ".png"] + [f"{kind}.png" for kind in EXTRAS]
+    except (OSError, ValueError, LookupError, TypeError):  # nothing of ours is there
+        return []
 
 
 def _examples() -> list[tuple[Task, Path, str, list[Box]]]:

@@ -121,7 +121,8 @@ def decode_colormap(
 ) -> Entities:
     """The entities of a colormap.
 
-    A map of flat colours, all further apart than delta (RGB), comes back exactly, down to entities of a single pixel.
+    A map of up to 512 flat colours, all further apart than delta (RGB), comes back exactly, down to entities of a
+    single pixel. Of a noisy map, entities whose colours differ by less than some 17 levels a channel may be one.
 
     Args:
         colormap: (H, W, 3) uint8: an array, a torch tensor (on any device) or a PIL image, transparent parts of which
@@ -164,7 +165,12 @@ def decode_colormap(
 
 def background_radius_of(palette: LocationAwarePalette | np.ndarray | None) -> float:
     """How near to black background is, in RGB levels, on a map painted with this palette; None for an unknown one."""
-    return palette.background_radius if isinstance(palette, LocationAwarePalette) else BACKGROUND_RADIUS
+    if palette is None:
+        return BACKGROUND_RADIUS
+    if isinstance(palette, LocationAwarePalette):
+        return palette.background_radius
+    lengths = np.linalg.norm(_check_palette(palette), axis=1)
+    return float(lengths[lengths > 0].min(initial=2 * BACKGROUND_RADIUS)) / 2
 
 
 def decode_colormaps(

@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+from collections.abc import Iterator
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Any
@@ -57,13 +58,18 @@ class Entities:
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
             raise ValueError(f"labels must be whole numbers >= 0 of shape (H, W), got {labels.dtype} {labels.shape}")
-        areas = count_labels(labels)
-        largest = len(areas) - 1
-        colors = np.zeros((largest, 3), np.uint8) if colors is None else np.asarray(colors)
-        scores = np.ones(largest, np.float32) if scores is None else np.asarray(scores, np.float32)
-        if len(colors) < largest or len(scores) < largest:
-            raise ValueError(f"labels go up to {largest}, but there are {len(colors)} colours and {len(scores)} scores")
-        return cls.from_parts(labels, np.arange(largest + 1), areas, colors, scores)
+        largest = int(labels.max(initial=0))
+        for name, rows in (("colours", colors), ("scores", scores)):
+            if rows is not None and len(rows) < largest:
+                raise ValueError(f"labels go up to {largest}, but there are {len(rows)} {name}")
+        if largest <= labels.size:
+            number = np.arange(1, largest + 1)
+        else:  # identifiers, most of which are not there
+            present, index = np.unique(np.append(labels, 0), return_inverse=True)
+            number, labels = present[1:], index[:-1].reshape(labels.shape)
+        colors = np.zeros((len(number), 3), np.uint8) if colors is None else np.asarray(colors)[number - 1]
+        scores = np.ones(len(number), np.float32) if scores is None else np.asarray(scores, np.float32)[number - 1]
+        return cls.from_parts(labels, np.arange(len(number) + 1), count_labels(labels, len(number)), colors, scores)
 
     @classmethod
     def from_parts(
@@ -138,29 +144,30 @@ class Entities:
             spans += [seen[1:].argmax(axis=1), seen.shape[1] - seen[1:, ::-1].argmax(axis=1)]
         return np.stack(spans, axis=1)[:, [0, 2, 1, 3]]
 
-    def cutouts(self, image: Image.Image, crop: bool = True) -> list[Image.Image]:
-        """Each entity cut out of the picture: RGBA pictures that are transparent outside the entity.
+    def cutouts(self, image: Image.Image, crop: bool = True) -> Iterator[Image.Image]:
+        """Each entity cut out of the picture: RGBA pictures that are transparent outside the entity, made one by one.
 
         Args:
             image: the picture, of the label map's size.
             crop: cut to the entity's box; otherwise every cut-out has the size of the picture.
 
-        Raises ValueError if the sizes differ.
+        Raises ValueError if the sizes differ, or the picture has more than 8 bits a channel.
         """
         if (image.height, image.width) != self.size:
             raise ValueError(
                 f"the picture has {image.width} x {image.height} pixels, "
                 f"the entities {self.size[1]} x {self.size[0]} (width x height): resize one of them"
             )
+        check_depth(image)
         pixels = np.asarray(image.convert("RGBA"))
-        whole = [0, 0, image.width, image.height]
-        cutouts = []
-        for number, box in enumerate(self.boxes.tolist(), start=1):
-            x1, y1, x2, y2 = box if crop else whole
+
+        def cut_out(number: int, box: list[int]) -> Image.Image:
+            x1, y1, x2, y2 = box if crop else [0, 0, image.width, image.height]
             cutout = pixels[y1:y2, x1:x2].copy()
             cutout[self.labels[y1:y2, x1:x2] != number] = 0
-            cutouts.append(Image.fromarray(cutout))
-        return cutouts
+            return Image.fromarray(cutout)
+
+        return map(cut_out, range(1, len(self) + 1), self.boxes.tolist())
 
     def to_coco_rle(self) -> list[dict[str, Any]]:
         """Each mask as COCO's compressed run-length code: {"size": [H, W], "counts": str}, as pycocotools reads it.
@@ -243,6 +250,12 @@ class Entities:
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def check_depth(picture: Image.Image, name: str = "the picture") -> None:
+    """Raises ValueError for more than 8 bits a channel: converted, all that is above 255 would become white."""
+    if picture.mode[0] in "IF":
+        raise ValueError(f"{name} has more than 8 bits a pixel (mode {picture.mode}): bring it to 0-255 first")
 
 
 def display_colors(count: int) -> np.ndarray:

@@ -53,9 +53,10 @@ class LocationAwarePalette:
         order: Order = "raster",
         first: First = "largest",
     ):
-        levels = tuple(int(level) for level in levels)
-        if len(levels) < 2 or list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] > 255:
-            raise ValueError(f"levels must be at least two rising whole numbers in 0-255, got {levels}")
+        given, levels = levels, tuple(int(level) for level in levels)
+        rising = len(levels) >= 2 and list(given) == sorted(set(levels))
+        if not rising or levels[0] < 0 or levels[-1] > 255:
+            raise ValueError(f"levels must be at least two rising whole numbers in 0-255, got {given}")
         if order not in get_args(Order):
             raise ValueError(f"unknown palette order {order!r}: expected one of {', '.join(get_args(Order))}")
         if first not in get_args(First):

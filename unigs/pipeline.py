@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from .conditions import (
     vote,
 )
 from .dichotomy import decode_colormaps
-from .entities import Entities
+from .entities import Entities, check_depth
 from .palette import LocationAwarePalette
 from .tasks import DEFAULT_SETTINGS, Task
 
@@ -182,7 +183,7 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         The weights in use may be views of the very files that are replaced, so the new ones are written beside them
         first. What is left of a model that lay there before, of other weights of the same variant, is removed.
         """
-        folder = Path(save_directory)
+        folder = Path(os.path.abspath(save_directory))  # "..", too, has a name then
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as place:
             new = Path(place) / folder.name
@@ -267,9 +268,9 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         delta = float(own["delta"] if delta is None else delta)
         min_area = round(own["min_share"] * pixels) if min_area is None else min_area
         snap = round(own["snap_share"] * pixels**0.5) if snap is None else snap
-        if not (delta > 0 and min_area >= 0 and snap >= 0):
+        if not (0 < delta < math.inf and min_area >= 0 and 0 <= snap < math.inf):
             raise ValueError(
-                f"delta must be positive, min_area and snap not negative, got {delta}, {min_area} and {snap}"
+                f"delta must be a positive number, min_area and snap not negative, got {delta}, {min_area} and {snap}"
             )
         return {
             "keep_background": task.spec.keep_background,
@@ -346,12 +347,14 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             image: RGB picture(s) of one size, any size; as a tensor (B, 3, H, W) float in [0, 1]. Not for synthesis,
                 unless it is held.
             prompt: the entities to paint or find, one text (or list of nouns) a picture: "dog and cat". A text
-                that begins like the task's own ("referring: ", "panoptic: ") is taken as it is. Entity needs none;
-                `unigs.tasks.WITH_STUFF` asks it for stuff too, of checkpoints that know the difference.
+                that begins like the task's own ("referring: ", "panoptic: ") is taken as it is. Entity needs none and
+                looks at no other; `unigs.tasks.WITH_STUFF` asks it for stuff too, of checkpoints that know the
+                difference.
             coarse_mask: where to paint (inpainting) or to look (referring, optional): (H, W) or (B, H, W) bool, or
                 pictures that are white there. A stroke of any shape will do; `unigs.coarse_mask` makes one from boxes.
+                The other tasks do not look at it.
             colormap: for synthesis, or to be held: flat entity colours of `pipe.palette` on black.
-            negative_prompt: what guidance leads away from; empty text by default.
+            negative_prompt: what guidance leads away from; empty text by default. Without effect at a scale of 1.
             num_inference_steps, guidance_scale: the checkpoint's own for this task by default; at a scale of 1 the
                 model runs once a step.
             hold: "image" or "colormap": this half is given, by the input of that name, and stays what it is at every
@@ -393,10 +396,10 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
             raise ValueError(f"hold must be 'image', 'colormap' or None, got {hold!r}")
         if hold and given[hold] is None:
             raise ValueError(f"hold={hold!r} needs `{hold}`: what is to be held")
-        if ensemble < 1 or (ensemble > 1 and (not spec.segments or latents is not None)):
+        if int(ensemble) != ensemble or ensemble < 1 or (ensemble > 1 and (not spec.segments or latents is not None)):
             raise ValueError(
-                "ensemble must be at least 1, and more only for the tasks that segment and without `latents`, "
-                f"got {ensemble} for task {task.value!r}"
+                "ensemble must be a whole number, at least 1, and more only for the tasks that segment and without "
+                f"`latents`, got {ensemble} for task {task.value!r}"
             )
         if ensemble > 1 and hold == "colormap":
             raise ValueError(f"ensemble is {ensemble}, but with hold='colormap' there is nothing to vote on: give 1")
@@ -423,6 +426,8 @@ class UniGSPipeline(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         guidance_scale = float(self.defaults(task)["guidance_scale"] if guidance_scale is None else guidance_scale)
+        if not (math.isfinite(guidance_scale) and math.isfinite(eta)):
+            raise ValueError(f"guidance_scale and eta must be finite numbers, got {guidance_scale} and {eta}")
         decoder = self.decoder_settings(task, size[0] * size[1], delta, min_area, use_palette, snap)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(
@@ -549,7 +554,7 @@ def _to_uint8(pictures: Tensor) -> np.ndarray:
 def _picture_tensor(name: str, value: Pictures) -> Tensor:
     """(B, 3, H, W) float32 [0, 1] on the CPU."""
     if isinstance(value, Tensor):
-        if value.ndim != 4 or value.shape[1] != 3 or not value.is_floating_point():
+        if value.ndim != 4 or value.shape[1] != 3 or not value.is_floating_point() or value.numel() == 0:
             raise ValueError(
                 f"`{name}` as a tensor must be float (B, 3, H, W) in [0, 1], got {value.dtype} {tuple(value.shape)}"
             )
@@ -565,15 +570,9 @@ def _picture_tensor(name: str, value: Pictures) -> Tensor:
             "call once for each size"
         )
     for picture in pictures:
-        _check_depth(name, picture)
+        check_depth(picture, f"`{name}`")
     arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
-
-
-def _check_depth(name: str, picture: Any) -> None:
-    """Raises ValueError for more than 8 bits a channel: converted, all that is above 255 would become white."""
-    if isinstance(picture, Image.Image) and picture.mode[0] in "IF":
-        raise ValueError(f"`{name}` has more than 8 bits a pixel (mode {picture.mode}): bring it to 0-255 first")
 
 
 def _mask_tensor(value: Masks, size: Sequence[int]) -> Tensor:
@@ -581,7 +580,8 @@ def _mask_tensor(value: Masks, size: Sequence[int]) -> Tensor:
     single = isinstance(value, (Image.Image, np.ndarray, Tensor))
     given = [value] if single else value
     for mask in given:
-        _check_depth("coarse_mask", mask)
+        if isinstance(mask, Image.Image):
+            check_depth(mask, "`coarse_mask`")
     masks = [
         np.asarray(mask.convert("L")) > 127 if isinstance(mask, Image.Image) else torch.as_tensor(mask).cpu().numpy()
         for mask in given

@@ -1,7 +1,7 @@
 """Entities as files: masks or layers, all of them in one indexed picture, an overlay, and COCO's JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,28 @@ def save_entities(
         masks: also `mask_001.png`, ...: white is the entity.
         cutouts: also `cutout_001.png`, ...: RGBA, transparent around the entity and cut to its box.
         layers: also `layer_001.png`, ...: RGBA of the size of the picture, so that they can be laid on each other.
-        info: goes into `coco.json` as its `info`.
+        info: goes into `coco.json` as its `info`; empty if not given.
         png_info: goes into every PNG.
 
     Returns kind ("mask", "cutout", "layer", "overlay", "labels") -> the pictures' paths, entities in order.
     Raises ValueError if the sizes differ.
     """
-    pictures = {
-        "mask": list(map(Image.fromarray, entities.masks)) if masks else [],
-        "cutout": entities.cutouts(picture) if cutouts else [],
-        "layer": entities.cutouts(picture, crop=False) if layers else [],
-        "overlay": [overlay(picture, entities)],
-        "labels": [entities.to_indexed_image()],
+    numbers = range(1, len(entities) + 1)
+    pictures: dict[str, Iterable[Image.Image]] = {  # made one by one: all together they may be gigabytes
+        "mask": (Image.fromarray(entities.labels == number) for number in numbers if masks),
+        "cutout": entities.cutouts(picture) if cutouts else (),
+        "layer": entities.cutouts(picture, crop=False) if layers else (),
+        "overlay": (overlay(picture, entities),),
+        "labels": (entities.to_indexed_image(),),
     }
     paths: dict[str, list[str]] = {}
     for kind, images in pictures.items():
-        one_each = kind in ("mask", "cutout", "layer")
-        names = [f"{kind}_{number:03d}" if one_each else kind for number in range(1, len(images) + 1)]
-        paths[kind] = [f"{prefix}{name}.png" for name in names]
-        for image, path in zip(images, paths[kind], strict=True):
-            image.save(path, pnginfo=png_info)
-    coco = entities.to_coco(file_name=file_name)
-    write_json(f"{prefix}coco.json", {"info": dict(info), **coco} if info else coco)
+        paths[kind] = []
+        for number, image in enumerate(images, start=1):
+            name = f"{kind}_{number:03d}" if kind in ("mask", "cutout", "layer") else kind
+            paths[kind].append(f"{prefix}{name}.png")
+            image.save(paths[kind][-1], pnginfo=png_info)
+    write_json(f"{prefix}coco.json", {"info": dict(info or {}), **entities.to_coco(file_name=file_name)})
     return paths
 
 

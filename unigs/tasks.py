@@ -76,11 +76,12 @@ class TaskSpec:
             return text
         if not self.needs_prompt:
             return self.prompt_template
+        text = text.rstrip(". ")
         if not text:
             raise ValueError(
                 f"this task needs a prompt that names what to look for or paint, like 'dog and cat'; got {nouns!r}"
             )
-        return self.prompt_template.format(nouns=text.rstrip(". "))
+        return self.prompt_template.format(nouns=text)
 
 
 TASKS = {

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .dichotomy import Cluster, Dichotomy, check_picture, dichotomy
-from .entities import Entities, display_colors
+from .entities import Entities, check_depth, display_colors
 
 INK, PAPER, GRAY = (24, 24, 28), (250, 250, 248), (110, 110, 114)
 RED, GREEN, PALE_GREEN = (214, 24, 24), (0, 140, 70), (176, 216, 190)
@@ -27,13 +27,15 @@ def overlay(image: Image.Image, entities: Entities, ids: bool = True) -> Image.I
         ids: whether to write the numbers 1..N: in white inside, or in its colour beside an entity that it would hide. A
             number that would be larger than the picture, or lie on others, is left out.
 
-    Returns an RGB picture of the same size. Raises ValueError if the sizes differ.
+    Returns an RGB picture of the same size. Raises ValueError if the sizes differ, or the picture has more than 8 bits
+    a channel.
     """
     if (image.height, image.width) != entities.size:
         raise ValueError(
             f"the picture has {image.width} x {image.height} pixels, the entities "
             f"{entities.size[1]} x {entities.size[0]} (width x height): resize one of them"
         )
+    check_depth(image)
     colors = np.concatenate([np.zeros((1, 3), np.uint8), display_colors(len(entities))])
     pixels = np.array(image.convert("RGB"))
     inside = entities.labels > 0
@@ -335,7 +337,7 @@ def _write_ids(picture: Image.Image, labels: np.ndarray, boxes: np.ndarray) -> N
     """
     side = min(labels.shape)
     smallest, largest, stroke = max(SMALLEST_TEXT, side // 48), max(SMALLEST_TEXT, side // 24), 1 + side // 400
-    taken = np.zeros((2 * len(boxes), 4), np.int64)  # what no number should cover: others, entities without room
+    taken = np.zeros(labels.shape, np.int32)  # how often each pixel is: by other numbers, by entities without room
     small: list[tuple[int, tuple[int, int, int, int]]] = []
     draw = ImageDraw.Draw(picture)
 
@@ -345,13 +347,12 @@ def _write_ids(picture: Image.Image, labels: np.ndarray, boxes: np.ndarray) -> N
         if right - left > picture.width or bottom - top > picture.height:
             return
         spots = np.clip(places, (-left, -top), (picture.width - right, picture.height - bottom))
-        found = np.tile(spots, 2) + around
-        shared = np.minimum(found[:, None, 2:], taken[:, 2:]) - np.maximum(found[:, None, :2], taken[:, :2])
-        covered = shared.clip(0).prod(axis=2).sum(axis=1)
-        best = covered.argmin()
+        found = [taken[y1:y2, x1:x2] for x1, y1, x2, y2 in (np.tile(spots, 2) + around).tolist()]
+        covered = [int(part.sum()) for part in found]
+        best = covered.index(min(covered))
         if covered[best] > (right - left) * (bottom - top) / 2:
             return
-        taken[number - 1] = found[best]
+        found[best] += 1
         place = int(spots[best, 0]), int(spots[best, 1])
         draw.text(place, str(number), color, _font(size), anchor="mm", stroke_width=stroke, stroke_fill=INK)
 
@@ -365,8 +366,9 @@ def _write_ids(picture: Image.Image, labels: np.ndarray, boxes: np.ndarray) -> N
         if room >= 0.7 * (bottom - top) and x2 - x1 >= right - left:
             write(number, size, [(x, y)], "white")
         else:
-            small.append((number, (x - room // 2, y - room // 2, x + room // 2 + 1, y + room // 2 + 1)))
-            taken[len(boxes) + number - 1] = small[-1][1]
+            x1, y1, x2, y2 = x - room // 2, y - room // 2, x + room // 2 + 1, y + room // 2 + 1
+            small.append((number, (x1, y1, x2, y2)))
+            taken[max(0, y1) : y2, max(0, x1) : x2] += 1
     colors = display_colors(len(boxes))
     for number, (x1, y1, x2, y2) in small:
         left, top, right, bottom = _text_box(str(number), smallest, stroke)

@@ -148,6 +148,15 @@ def test_small_entities_go_to_what_surrounds_them():
     assert len(decode_colormap(colormap, keep_background=True, min_area=10_000)) == 4
 
 
+def test_colours_of_a_palette_are_no_background_however_dark():
+    colormap = np.zeros((40, 40, 3), np.uint8)
+    colormap[5:15, 5:15], colormap[20:35, 20:35] = (0, 0, 24), (255, 0, 0)
+    assert len(decode_colormap(colormap)) == 1
+    paints = np.array([[0, 0, 0], [0, 0, 24], [255, 0, 0]], np.uint8)
+    assert len(decode_colormap(colormap, palette=paints)) == 2
+    assert len(decode_colormap(colormap, palette=paints, criterion="nearest")) == 2
+
+
 def test_the_background_radius_decides_what_is_black():
     colormap = np.zeros((20, 20, 3), np.uint8)
     colormap[5:15, 5:15] = [0, 0, 40]

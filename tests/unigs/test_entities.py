@@ -92,6 +92,25 @@ def test_colours_and_scores_follow_their_label():
     np.testing.assert_allclose(entities.scores, [0.4, 0.6, 0.1], rtol=1e-6)
 
 
+def test_identifiers_take_no_memory_of_their_size():
+    labels = np.array([[2**40, 0, 3], [2**40, 7, 7]])
+    entities = Entities.from_labels(labels)
+    assert entities.labels.tolist() == [[1, 0, 3], [1, 2, 2]]
+    labels[labels == 2**40] = 900
+    colors, scores = np.zeros((900, 3), np.uint8), np.linspace(0, 1, 900)
+    colors[[899, 6, 2], 0] = 1, 2, 3
+    entities = Entities.from_labels(labels, colors, scores)
+    assert entities.colors[:, 0].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(entities.scores, scores[[899, 6, 2]], rtol=1e-6)
+    with pytest.raises(ValueError, match="labels go up to 900, but there are 899 colours"):
+        Entities.from_labels(labels, colors[:899])
+
+
+def test_deep_pictures_are_not_cut_out_white():
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        Entities.from_labels(np.ones((5, 8), int)).cutouts(Image.new("I;16", (8, 5)))
+
+
 def test_nothing_but_background():
     entities = Entities.from_labels(np.zeros((4, 5), int))
     assert len(entities) == 0
@@ -99,7 +118,7 @@ def test_nothing_but_background():
     assert entities.boxes.shape == (0, 4)
     assert entities.areas.shape == (0,)
     assert entities.to_coco_rle() == []
-    assert entities.cutouts(Image.new("RGB", (5, 4))) == []
+    assert list(entities.cutouts(Image.new("RGB", (5, 4)))) == []
     assert json.loads(entities.to_json()) == {"size": [4, 5], "entities": []}
 
 

@@ -4,6 +4,7 @@ The weights of the bundled model get better with time, so nothing here depends o
 """
 
 import json
+import os
 import re
 import struct
 import subprocess
@@ -89,6 +90,29 @@ def test_decode_writes_everything_and_takes_several_pictures(tmp_path, masks, ca
     assert len(check_folder(out / "map", (96, 64))["entities"]) == 2
     assert main(["decode", str(paths[0]), "--out", str(out), "--keep-background"]) == 0
     assert len(check_folder(out / "map", (96, 64))["entities"]) == 4
+
+
+def test_files_that_are_not_ours_stay(tmp_path, masks):
+    path, folder = tmp_path / "map.png", tmp_path / "out" / "map"
+    Image.fromarray(LocationAwarePalette().encode(masks)).save(path)
+    folder.mkdir(parents=True)
+    mine = [folder / name for name in ("mask_final.png", "picture.png", "given.png", "cutout_1.png")]
+    for file in mine:
+        file.write_text("mine")
+    for _ in range(2):
+        assert main(["decode", str(path), "--out", str(folder.parent)]) == 0
+        assert mine[0].read_text() == mine[3].read_text() == "mine"
+
+
+def test_names_that_the_console_cannot_print(tmp_path, masks):
+    names = ["ñ写.png", "b.png"]
+    for name in names:
+        Image.fromarray(LocationAwarePalette().encode(masks)).save(tmp_path / name)
+    command = [sys.executable, "-m", "unigs", "decode", *names]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "unigs-output" / "b" / "labels.png").is_file()
 
 
 def test_decode_cuts_out_and_removes_what_an_earlier_run_left(tmp_path, masks):

@@ -183,6 +183,7 @@ def test_wrong_masks_are_errors(masks, message):
         ({"first": "second"}, "first must be one of largest, smallest, got 'second'"),
         ({"levels": (0, 300)}, "0-255"),
         ({"levels": (64, 0)}, "rising"),
+        ({"levels": (0, 64.9, 255)}, "rising"),
         ({"levels": (0,)}, "at least two"),
     ],
 )

@@ -259,6 +259,16 @@ def test_save_and_load(pipe, tmp_path):
     assert torch.equal(run(again, "referring").colormaps, run(pipe, "referring").colormaps)
 
 
+def test_the_folder_above_is_saved_to_like_any_other(pipe, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "runs" / "notes.txt").write_text("of a run")
+    pipe.save_pretrained(tmp_path / "runs" / "..")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "runs" / "notes.txt").read_text() == "of a run"
+    assert (tmp_path / "model_index.json").is_file()
+
+
 def test_a_model_saved_over_another_is_the_one_that_is_loaded(pipe, tmp_path):
     other = UniGSPipeline.from_pretrained()
     other.unet.conv_in.weight.data.zero_()
@@ -299,8 +309,18 @@ def test_a_model_saved_over_another_is_the_one_that_is_loaded(pipe, tmp_path):
         ),
         ("referring", {"image": [PICTURE] * 3, "prompt": ["dog", "cat"]}, r"length 1 or 3 .*'prompt': 2"),
         ("entity", {"num_inference_steps": 0}, "at least 1"),
-        ("entity", {"delta": 0.0}, "delta must be positive, min_area and snap not negative, got 0.0, "),
-        ("entity", {"min_area": -1}, "delta must be positive, min_area and snap not negative, got .*, -1 and "),
+        ("entity", {"delta": 0.0}, "delta must be a positive number, min_area and snap not negative, got 0.0, "),
+        (
+            "entity",
+            {"min_area": -1},
+            "min_area and snap not negative, got .*, -1 and ",
+        ),
+        ("entity", {"delta": float("inf")}, "delta must be a positive number, .* got inf, "),
+        ("entity", {"ensemble": 3.5}, "ensemble must be a whole number"),
+        ("inpainting", {"guidance_scale": float("nan")}, "must be finite numbers, got nan and 0.0"),
+        ("inpainting", {"eta": float("inf")}, "must be finite numbers, got .* and inf"),
+        ("inpainting", {"prompt": "."}, "needs a prompt"),
+        ("entity", {"image": torch.zeros(0, 3, SIZE, SIZE)}, "must be float"),
         ("entity", {"output_type": "np"}, "'pil' or 'pt'"),
         ("entity", {"latents": torch.zeros(1, 4, 16, 16)}, r"latents must have shape \(1, 8, 16, 16\)"),
     ],
