@@ -34,6 +34,7 @@ ORDERS: dict[str, Callable[[Box, int], tuple[float, ...]] | None] = {
     "as given": None,
 }
 MOST_SNAP = 1024  # pixels
+MOST_TREES = 16  # pictures for people, which take more memory than all masks
 BOX_FORMATS: dict[str, Callable[[Box], Box]] = {
     "x1 y1 x2 y2": lambda box: box,
     "x y width height": lambda box: (box[0], box[1], box[2] - box[0], box[3] - box[1]),
@@ -125,7 +126,7 @@ class DichotomyDecode(io.ComfyNode):
                     display_name="dichotomy tree",
                     is_output_list=True,
                     tooltip="How the colours were split, step by step; the redder, the further from being one colour, "
-                    "and hatched where splitting stops.",
+                    f"and hatched where splitting stops. Of the first {MOST_TREES} colormaps.",
                 ),
                 io.Int.Output("count", display_name="count", is_output_list=True, tooltip="Number of entities found."),
                 io.Float.Output(
@@ -180,7 +181,8 @@ class DichotomyDecode(io.ComfyNode):
             entities = found.entities(keep_background, min_area, components, palette.background_radius, edges, snap)
             masks.append(mask_batch(entities.masks, entities.size))
             previews.append(image_of(label_preview(entities)))
-            trees.append(image_of(dichotomy_tree(pixels, found=found, entities=entities)))
+            if index < MOST_TREES:
+                trees.append(image_of(dichotomy_tree(pixels, found=found, entities=entities)))
             counts.append(len(entities))
             scores += entities.scores.tolist() or [0.0]
             progress.update(1)

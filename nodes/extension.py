@@ -38,12 +38,17 @@ class UniGSExtension(ComfyExtension):
 
 
 def copy_example_inputs(folder: Path) -> None:
-    """Puts the pictures of the workflow templates where Load Image finds them; a file that is there already stays."""
-    for example in sorted(EXAMPLES.glob("*.png")):
-        try:
+    """Puts the pictures of the workflow templates where Load Image finds them, once: a file that is there already
+    stays, and one that was deleted stays away. `.unigs_examples` there lists those that were put."""
+    note = folder / ".unigs_examples"
+    try:
+        known = note.read_text(encoding="utf-8").split() if note.is_file() else []
+        new = [example for example in sorted(EXAMPLES.glob("*.png")) if example.name not in known]
+        for example in new:
             if not (folder / example.name).exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(example, folder / example.name)
-        except OSError as error:  # a read-only input folder takes nothing else away
-            logger.warning("UniGS: cannot put the example %s into %s: %s", example.name, folder, error)
-            return
+        if new:
+            note.write_text("\n".join([*known, *(example.name for example in new)]) + "\n", encoding="utf-8")
+    except OSError as error:  # a read-only input folder takes nothing else away
+        logger.warning("UniGS: cannot put the examples into %s: %s", folder, error)

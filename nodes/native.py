@@ -161,7 +161,12 @@ class UniGSModel(comfy.model_base.BaseModel):
                 "give another sampler what UniGS Conditioning puts out"
             )
         mask, control = kwargs["unigs_mask"], self.process_latent_in(kwargs["unigs_control"])
-        height, width = kwargs["noise"].shape[-2:]
+        batch, _, height, width = kwargs["noise"].shape
+        if batch % len(control):
+            raise ValueError(
+                f"UniGS Conditioning was given {len(control)} pictures, but {batch} latents are sampled, which may be "
+                "any of them: split the pictures before UniGS Conditioning, not the latents behind it"
+            )
         if control.shape[-2:] != (height, width):  # latents that were scaled on the way; cut like the host's own
             mask = comfy.utils.common_upscale(mask, width, height, "nearest-exact", "center")
             control = comfy.utils.common_upscale(control, width, height, "bilinear", "center")
@@ -475,7 +480,9 @@ def _load_vae(checkpoint: Checkpoint) -> tuple[comfy.sd.VAE, JointLatent]:
         put = partial(first_stage.autoencoder.load_state_dict, strict=False)
         _fill(put, weights, f"vae of {checkpoint.name}")
         first_stage = first_stage.eval().requires_grad_(False)
-        return _tiny_vae(config, first_stage), JointLatent(_fit_preview(first_stage.encode, *scaling), *scaling)
+        # Before the VAE gets the precision that the user asked for.
+        latents = JointLatent(_fit_preview(first_stage.encode, *scaling), *scaling)
+        return _tiny_vae(config, first_stage), latents
     if kind != "AutoencoderKL":
         raise ValueError(f"vae: expected AutoencoderTiny or AutoencoderKL, got {kind}")
     check_fixed("vae", config, FIXED_IN_VAE)

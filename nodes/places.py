@@ -20,20 +20,49 @@ def find_checkpoints(roots: Mapping[str, Sequence[str | Path]]) -> dict[str, dic
     In models/unigs those are pipeline folders and .safetensors files, in models/checkpoints files, in models/diffusers
     folders. Of two namesakes of one kind the first counts, as everywhere in the host.
 
+    Looks again only if a folder or a pipeline's index has changed since, as the host does: it is asked several times
+    for each prompt, and there may be hundreds of folders.
+
     Args:
         roots: kind -> its folders.
     """
+    asked = repr(roots)
+    times, found = _last_look.get(asked, ({}, {}))
+    if not times or any(_changed_at(place) != time for place, time in times.items()):
+        times = {}
+        found = _look(roots, times)
+        _last_look[asked] = times, found
+    return found
+
+
+# What `find_checkpoints` was asked -> when everything it looked at had changed, and what it found.
+_last_look: dict[str, tuple[dict[str, int | None], dict[str, dict[str, Path]]]] = {}
+
+
+def _changed_at(place: str) -> int | None:
+    try:
+        return os.stat(place).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _look(roots: Mapping[str, Sequence[str | Path]], times: dict[str, int | None]) -> dict[str, dict[str, Path]]:
+    """`find_checkpoints`; adds when each place that decides had changed to `times`."""
     found: dict[str, dict[str, Path]] = {kind: {} for kind in roots}
     for kind, folders in roots.items():
         for root in folders:
+            times[str(root)] = _changed_at(str(root))  # it may not be there
             for folder, below, files in os.walk(root, followlinks=True):
                 places = []
                 if "model_index.json" in files:
+                    index = os.path.join(folder, "model_index.json")
+                    times[index] = _changed_at(index)
                     below.clear()  # a pipeline holds components, not checkpoints
                     if kind != "checkpoints" and _is_pipeline(Path(folder)):
                         places = [Path(folder)]
                 elif kind != "diffusers":
                     places = [Path(folder, file) for file in files if file.lower().endswith(".safetensors")]
+                times |= {place: _changed_at(place) for place in (os.path.join(folder, name) for name in below)}
                 for place in places:
                     found[kind].setdefault(place.relative_to(root).as_posix(), place)
     return found

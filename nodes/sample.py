@@ -14,7 +14,7 @@ from ..unigs.tasks import Task
 from .conditioning import HALVES, NO_HOLD, check_task, picture_inputs, prepare, task_inputs
 from .types import CATEGORY, NOT_GIVEN, as_pictures, image_batch, size_of
 
-SEEDS = 2**64
+SEEDS = 2**64 - 1  # some samplers of the host add one to the seed
 MAX_ENSEMBLE = 64
 
 
@@ -34,7 +34,7 @@ class UniGSSampler(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=SEEDS - 1,
+                    max=SEEDS,
                     control_after_generate=True,
                     tooltip="The same seed gives the same result.",
                 ),
@@ -177,6 +177,11 @@ class UniGSSampler(io.ComfyNode):
                     seed=own_seed,
                 )
             )
+            if not latents[-1].isfinite().all():
+                raise ValueError(
+                    f"sampler {sampler_name} with scheduler {scheduler} gave no finite numbers in {steps} step(s): "
+                    "some cannot do so few, set steps higher or choose another"
+                )
 
         # 3. Back to pictures of the size that came in; what was held needs no way back.
         height, width = size_of(ready.source)

@@ -53,10 +53,10 @@ class LocationAwarePalette:
         order: Order = "raster",
         first: First = "largest",
     ):
-        given, levels = levels, tuple(int(level) for level in levels)
-        rising = len(levels) >= 2 and list(given) == sorted(set(levels))
-        if not rising or levels[0] < 0 or levels[-1] > 255:
-            raise ValueError(f"levels must be at least two rising whole numbers in 0-255, got {given}")
+        whole = tuple(int(level) for level in levels)
+        if len(whole) < 2 or list(levels) != sorted(set(whole)) or whole[0] < 0 or whole[-1] > 255:
+            raise ValueError(f"levels must be at least two rising whole numbers in 0-255, got {levels}")
+        levels = whole
         if order not in get_args(Order):
             raise ValueError(f"unknown palette order {order!r}: expected one of {', '.join(get_args(Order))}")
         if first not in get_args(First):

@@ -292,6 +292,11 @@ def hardware(place: Path) -> Iterator[tuple[str, Any]]:
         model, _, _ = native.load(open_checkpoint(place))
         yield f"{option}: MODEL", str(model.model_dtype())
         setattr(host.args, option, False)
+    for option in ("bf16_vae", "fp16_vae"):
+        setattr(host.args, option, True)
+        _, _, vae = native.load(open_checkpoint(place))
+        yield f"{option}: VAE", str(vae.vae_dtype)
+        setattr(host.args, option, False)
     real = {name: getattr(host, name) for name in ("get_torch_device", "text_encoder_device", "vae_device")}
     for name in real:
         setattr(host, name, lambda: torch.device("meta"))

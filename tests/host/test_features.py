@@ -75,6 +75,7 @@ def test_precision_and_device_are_the_ones_the_host_chooses(found, option):
         option, "torch.float32"
     )
     assert seen["devices"] == {"MODEL": "meta", "CLIP": "meta", "VAE": "meta"}
+    assert seen["bf16_vae: VAE"] == "torch.bfloat16" and seen["fp16_vae: VAE"] == "torch.float16"
 
 
 @pytest.mark.promise("device")

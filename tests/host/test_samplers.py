@@ -77,6 +77,23 @@ def test_latents_may_be_scaled_between_two_samplers(server, graph, shown, pictur
     assert all(shown(done, preview)[0].std() > 2 for preview in previews)
 
 
+def test_latents_of_several_pictures_are_not_split_behind_the_conditioning(server, graph, picture):
+    """The first picture's mask and control would be taken for each of them."""
+    batch = graph.add("RepeatImageBatch", image=graph.add("LoadImage", image=picture), amount=2)
+    conditioned(graph, graph.loader(), task="entity", image=batch)
+    sampler = next(spec for spec in graph.prompt.values() if spec["class_type"] == "KSampler")
+    latents = sampler["inputs"]["latent_image"]
+    sampler["inputs"]["latent_image"] = graph.add("LatentFromBatch", samples=latents, batch_index=1, length=1)
+    assert "given 2 pictures, but 1 latents are sampled" in failure(server, graph)
+
+
+def test_a_scheduler_that_cannot_do_one_step_is_told(server, graph, picture):
+    loaded, image = graph.loader(), graph.add("LoadImage", image=picture)
+    node = graph.sampler("entity", image=image, **loaded, **{**SETTINGS, "steps": 1, "scheduler": "kl_optimal"})
+    graph.add("PreviewImage", images=node)
+    assert "scheduler kl_optimal gave no finite numbers in 1 step" in failure(server, graph)
+
+
 @pytest.mark.parametrize("half", ["image", "colormap"])
 @pytest.mark.parametrize("task", ["entity", "synthesis"])
 def test_a_half_is_held(server, graph, shown, picture, colours, task, half):

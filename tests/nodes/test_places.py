@@ -51,6 +51,23 @@ def test_folders_and_files_are_found_where_each_kind_has_them(places, roots, tmp
     assert found["diffusers"].keys() == {"sd"}
 
 
+def test_it_is_looked_again_only_where_something_changed(places, roots, tmp_path, monkeypatch):
+    walked = []
+    walk = places.os.walk
+    monkeypatch.setattr(places.os, "walk", lambda *args, **options: walked.append(args) or walk(*args, **options))
+    first = places.find_checkpoints(roots)
+    looks = len(walked)
+    assert places.find_checkpoints(roots) == first and len(walked) == looks > 0
+    (tmp_path / "checkpoints" / "sub" / "new.safetensors").touch()
+    assert places.find_checkpoints(roots)["checkpoints"].keys() == {"sub/SD.SafeTensors", "sub/new.safetensors"}
+    index = tmp_path / "diffusers" / "flux" / "model_index.json"
+    index.write_text('{"_class_name": "StableDiffusionPipeline", "unet": []}')
+    assert places.find_checkpoints(roots)["diffusers"].keys() == {"sd", "flux"}
+    (tmp_path / "not there").mkdir()
+    (tmp_path / "not there" / "late.safetensors").touch()
+    assert "late.safetensors" in places.find_checkpoints(roots)["unigs"]
+
+
 def test_namesakes_of_another_kind_are_listed_with_it(places):
     found = {"unigs": {"b": 1, "a": 2}, "checkpoints": {"a": 3, "c": 4}, "diffusers": {"a": 5, "bundled": 6}}
     assert list(places.listed(found).items()) == [

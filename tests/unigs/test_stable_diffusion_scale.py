@@ -271,7 +271,7 @@ def test_an_ensemble_is_a_vote_of_single_runs(bundled):
     assert torch.equal(together.images, single[0].images)
     assert torch.equal(together.colormaps, vote(torch.stack([one.colormaps for one in single])))
     for options in ({"ensemble": 0}, {"ensemble": 2, "latents": noise(bundled)}):
-        with pytest.raises(ValueError, match="ensemble must be a whole number, at least 1, and more only for the tasks"):
+        with pytest.raises(ValueError, match="ensemble must be a whole number, at least 1, and more"):
             run(bundled, "entity", **options)
     with pytest.raises(ValueError, match="got 2 for task 'inpainting'"):
         run(bundled, "inpainting", ensemble=2)
