@@ -23,6 +23,7 @@ app.registerExtension({
         style.rel = "stylesheet"
         style.href = new URL("./boxes.css", import.meta.url).href
         document.head.append(style)
+        api.addEventListener("execution_cached", ({ detail }) => recall(detail.nodes))
     },
     nodeCreated(node) {
         if (node.comfyClass === NODE && node.addDOMWidget) addBoxEditor(node)
@@ -62,7 +63,8 @@ function addBoxEditor(node) {
         else if (unreadable !== null) obstacle = words.unreadable(unreadable)
         else if (source.connected && !picture) obstacle = words.unseen
         else if (!source.connected && linksOfSize(node) && !measured) obstacle = words.unmeasured
-        const [notice, locked] = [obstacle ?? words.hint, obstacle !== null]
+        const ran = source.size || (!picture && measured) ? words.lastRun(width, height) : ""
+        const [notice, locked] = [obstacle ?? ran + words.hint, obstacle !== null]
         const state = { boxes, width, height, picture: picture?.address ?? null, notice, locked }
         if (JSON.stringify(state) === shown) return
         shown = JSON.stringify(state)
@@ -81,19 +83,25 @@ function addBoxEditor(node) {
     widget.serialize = false
     node.setSize([Math.max(node.size[0], NEW_SIZE[0]), Math.max(node.size[1], NEW_SIZE[1])])
 
-    const { onConfigure, onExecuted } = node
+    const { onConfigure, onExecuted, onRemoved } = node
     node.onConfigure = function (saved) {
         onConfigure?.call(this, saved)
         refresh()
     }
     node.onExecuted = function (output) {
         onExecuted?.call(this, output)
-        if (output?.picture) executed.set(placeOf(node), { link: linkOf(node, "image"), entry: output.picture[0] })
+        const [entry] = output?.picture ?? []
+        if (entry) executed.set(placeOf(node), { link: linkOf(node, "image"), entry, rand: Date.now() })
         if (output?.size) sizes.set(placeOf(node), { links: linksOfSize(node), size: output.size[0] })
         node.setDirtyCanvas(true, true)
     }
     // Nodes that are not drawn on the canvas (Nodes 2.0) do not call `onDraw`.
     for (const type of ["pointerenter", "focusin"]) editor.element.addEventListener(type, refresh)
+    const timer = setInterval(() => globalThis.LiteGraph?.vueNodesMode && refresh(), 500)
+    node.onRemoved = function () {
+        clearInterval(timer)
+        onRemoved?.call(this)
+    }
     refresh()
 }
 
@@ -110,6 +118,34 @@ const executed = new Map()
 /** The same of sizes that come from other nodes. */
 const sizes = new Map()
 
+/**
+ * Of nodes that are cached the host tells nothing, and a page that was loaded anew does not know what they showed: the
+ * host's history does.
+ */
+async function recall(cached) {
+    const unknown = []
+    for (const node of boxNodes()) {
+        const known = linkOf(node, "image") ? executed : linksOfSize(node) ? sizes : null
+        const root = node.graph?.isRootGraph ?? node.graph === app.graph
+        const ids = cached.filter((id) => (root ? id === String(node.id) : id.endsWith(`:${node.id}`)))
+        if (known && !known.has(placeOf(node)) && ids.length === 1) unknown.push([node, ids[0]])
+    }
+    if (!unknown.length) return
+    const answer = await api.fetchApi("/history?max_items=64")
+    const runs = Object.values(await answer.json()).reverse() // the newest first
+    for (const [node, id] of unknown) {
+        const run = runs.find((run) => run.prompt[2][id]?.class_type === NODE && run.outputs[id])
+        if (run) node.onExecuted(run.outputs[id])
+    }
+}
+
+/** Ours in the workflow that is open, those in sub-graphs too. */
+function boxNodes() {
+    const root = app.rootGraph ?? app.graph
+    const graphs = [root, ...(root?.subgraphs?.values() ?? [])]
+    return graphs.flatMap((graph) => graph?.nodes ?? graph?._nodes ?? []).filter((node) => node.comfyClass === NODE)
+}
+
 function placeOf(node) {
     return `${node.graph?.id}/${node.id}`
 }
@@ -124,7 +160,9 @@ function sourceOf(node) {
     const ran = executed.get(placeOf(node))
     if (!link || ran?.link !== link) return { connected: Boolean(link), address: null }
     const { width, height, ...saved } = ran.entry
-    return { connected: true, address: api.apiURL(`/view?${new URLSearchParams(saved)}`), size: [width, height] }
+    // Names begin anew when the host does: what tells one run from another is `rand`, as in the host's own addresses.
+    const address = api.apiURL(`/view?${new URLSearchParams({ ...saved, rand: ran.rand })}`)
+    return { connected: true, address, size: [width, height] }
 }
 
 /** [width, height] of the last run, if they come from other nodes and still from the same ones; else null. */

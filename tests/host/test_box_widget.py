@@ -347,6 +347,24 @@ def test_the_picture_of_another_node_is_shown_after_a_run(opened, graph, picture
     assert editor.text == "1599,1200,3199,2400"
 
 
+def test_a_page_loaded_anew_learns_what_a_cached_node_showed(frontend, graph, picture):
+    settings = {"upscale_method": "nearest-exact", "width": 640, "height": 240, "crop": "disabled"}
+    scaled = graph.add("ImageScale", image=graph.add("LoadImage", image=picture), **settings)
+    graph.add("MaskPreview", mask=box_node(graph, "320,120,640,240", image=scaled))
+    for _ in range(2):  # the second time nothing runs, and the host tells nothing of it
+        page = frontend()
+        page.evaluate("prompt => app.loadApiJson(prompt, 'boxes')", graph.prompt)
+        page.evaluate(IN_VIEW)
+        editor = Editor(page)
+        editor.stage.wait_for()
+        assert "Run the workflow once" in editor.notice.inner_text()
+        page.evaluate("() => app.queuePrompt(0)")
+        page.wait_for_function("() => document.querySelector('.unigs-boxes-picture')?.naturalWidth > 0")
+        page.wait_for_function(IN_PROPORTION, arg=640 / 240)
+        assert "As of the last run: 640 × 240" in editor.notice.inner_text()
+        page.close()
+
+
 def test_a_size_of_other_nodes_is_known_after_a_run(opened, graph, page):
     sides = {name: graph.add("PrimitiveInt", value=value) for name, value in (("width", 400), ("height", 300))}
     node = box_node(graph, "100,75,200,150")
