@@ -26,8 +26,7 @@ mine = {name: importlib.import_module(name) for name in COMMON_NAMES}
 
 
 def resident_and_trimmed() -> list[int]:
-    """Resident memory in bytes: as it is, and without what Python freed and the C library keeps for later."""
-    gc.collect()
+    """Resident memory in bytes: as it is, and without what the C library keeps of freed memory for later."""
     before = psutil.Process().memory_info().rss
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -52,6 +51,7 @@ def names_in(module: ModuleType) -> list[tuple[str, Any]]:
 
 def report(pack: str) -> dict[str, Any]:
     """pack: the folder of the pack that is looked at."""
+    gc.collect()
     modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
     theirs = [module.__name__ for module in modules if pack in (getattr(module, "__file__", None) or "")]
     host = [module for module in modules if module.__name__.split(".")[0] in HOST]
