@@ -120,7 +120,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     if not measured.is_file():
         try:
             _run("training.evaluate", *evaluation_command(name, options))
-        except SystemExit:
+        except BaseException:  # Ctrl-C too
             measured.unlink(missing_ok=True)  # it is of a part
             raise
 

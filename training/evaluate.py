@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. Measure, and keep what is done if it is stopped
     results: dict[str, dict[Task, Measures]] = {dataset.name: {} for dataset in datasets}
-    stopped = ""
+    stopped, unexpected = "", None
     dataset, task = datasets[0], datasets[0].tasks[0]
     try:
         for dataset in datasets:
@@ -137,6 +137,8 @@ def main(argv: list[str] | None = None) -> None:
         stopped = f"stopped in {task.value} of {dataset.name}: {error}"
     except torch.OutOfMemoryError:
         stopped = f"stopped in {task.value} of {dataset.name}: out of memory, give a smaller --batch-size"
+    except Exception as error:  # told below with its traceback, when what was done is kept
+        stopped, unexpected = f"stopped in {task.value} of {dataset.name}: {type(error).__name__}: {error}", error
 
     # 3. Tell
     if stopped:
@@ -155,6 +157,8 @@ def main(argv: list[str] | None = None) -> None:
         }
         (config.output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
         (config.output / "metrics.md").write_text(table)
+    if unexpected is not None:
+        raise unexpected
     if stopped:
         raise SystemExit(1)
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from training.checkpoints import SHARDED
 from training.config import TrainConfig
@@ -110,12 +111,18 @@ def save_pipeline(pipeline: UniGSPipeline, card: str, folder: Path) -> None:
         config.write_text(json.dumps({k: v for k, v in settings.items() if k not in unwanted}, indent=2) + "\n")
     for path in scratch.rglob("*.safetensors"):
         tensors = load_file(path)
-        halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+        halves = {name: _half(value) for name, value in tensors.items()}
         save_file(halves, path, metadata={"format": "pt"})
         share_like_other_files(path)
     (scratch / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
+
+
+def _half(value: Tensor) -> Tensor:
+    """In half precision, unless it is no float or too large for it."""
+    half = value.half() if value.is_floating_point() else value
+    return half if half.isfinite().all() else value
 
 
 def model_card(

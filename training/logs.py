@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,15 @@ from torch.distributed.tensor import DTensor
 from unigs.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def not_told(what: str) -> Iterator[None]:
+    """A tracker that cannot write, as on a full disk, ends no run."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("the trackers were not told of %s: %s", what, error)
 
 
 class Meter:
@@ -88,7 +99,7 @@ class Journal:
         if not enabled:
             return
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        whole = [(line, values) for line in lines if line.endswith("\n") and (values := _values_of(line))]
         kept = [line for line, values in whole if values["step"] <= step and not (goes_on and values.get("end"))]
         scratch = file.with_suffix(".new")
         scratch.write_text("".join(kept))
@@ -97,17 +108,29 @@ class Journal:
     def write(self, step: int, values: dict[str, float], end: bool) -> None:
         if not self.enabled:
             return
+        size = self.file.stat().st_size if self.file.is_file() else 0
         try:
             with self.file.open("a") as file:
                 file.write(json.dumps({"step": step, **values, **({"end": True} if end else {})}) + "\n")
         except OSError as error:
+            with suppress(OSError):  # half a line
+                os.truncate(self.file, size)
             logger.warning("a line is missing in %s: %s", self.file, error)
 
     def validations(self) -> dict[str, float]:
         """The last measures of the validation grids."""
-        lines = [json.loads(line) for line in self.file.read_text().splitlines()]
+        lines = [_values_of(line) for line in self.file.read_text().splitlines()]
         found = [{key: value for key, value in line.items() if key.endswith("/mIoU")} for line in lines]
         return next((measures for measures in reversed(found) if measures), {})
+
+
+def _values_of(line: str) -> dict[str, Any]:
+    """What a line of `metrics.jsonl` says; nothing, if it was not written whole."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) and "step" in values else {}
 
 
 class Speed:

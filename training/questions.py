@@ -17,6 +17,8 @@ from unigs.pipeline import UniGSPipeline
 from unigs.splitting import Criterion
 from unigs.tasks import Task
 
+MOST_WAITING = 4  # batches: photographs of all sizes must not be held until there is a batch of each
+
 
 @dataclass(frozen=True)
 class Question:
@@ -100,13 +102,17 @@ class Model:
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
     def answer(self, task: Task, questions: Iterable[Question]) -> Iterator[Answer]:
-        """An answer to each question, in the order in which batches of one size are full."""
+        """An answer to each question, in the order in which batches of one size are full; where sizes differ much, a
+        batch that is not full goes before too many wait."""
         waiting: dict[tuple[int, ...], list[Question]] = defaultdict(list)
         for question in questions:
             size = question.image.shape[:2]
             waiting[size].append(question)
-            if len(waiting[size]) == self.batch_size:
-                yield from self._answer(task, waiting.pop(size))
+            if len(waiting[size]) < self.batch_size:
+                if sum(map(len, waiting.values())) < MOST_WAITING * self.batch_size:
+                    continue
+                size = max(waiting, key=lambda size: len(waiting[size]))
+            yield from self._answer(task, waiting.pop(size))
         for batch in waiting.values():
             yield from self._answer(task, batch)
 

@@ -8,6 +8,7 @@ it had never been stopped. The result is a pipeline folder, `<output_dir>/pipeli
 import json
 import logging
 import math
+import os
 import signal
 import time
 import uuid
@@ -45,7 +46,7 @@ from training.export import export
 from training.joint import Example
 from training.latents import Batch, encode_batch
 from training.loading import BatchPlan, ExampleSource, TrainingData, example_source, open_mixture, stack
-from training.logs import Journal, Meter, Speed
+from training.logs import Journal, Meter, Speed, not_told
 from training.model import JointModel, add_adapters
 from training.objective import add_noise, loss_weights, squared_errors
 from training.optimizers import build_optimizers, learning_rate_schedule
@@ -103,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         model = make_trainable(pipeline, config, accelerator)
         global_batch = config.train_batch_size * accelerator.num_processes
         examples = global_batch * config.gradient_accumulation_steps  # of an update
-        steps = config.max_train_steps or math.ceil(config.num_train_epochs * source.epoch_size / examples)
+        examples_left = config.num_train_epochs * source.epoch_size - state.get("examples", 0)
+        steps = config.max_train_steps or state.get("step", 0) + max(0, math.ceil(examples_left / examples))
         chosen = build_optimizers(model, config, examples)
         schedule = learning_rate_schedule(config, steps)
         if accelerator.state.deepspeed_plugin is not None:  # it asks a loader that accelerate prepared; there is none
@@ -165,10 +167,11 @@ def main(argv: list[str] | None = None) -> None:
 
     def save() -> bool:
         sums = meter.total()
-        if not all(map(math.isfinite, sums)):  # the checkpoints that there are must stay
+        finite = sharded or all(bool(value.isfinite().all()) for value in trained)  # of parts others may say otherwise
+        if not (finite and all(map(math.isfinite, sums))):  # the checkpoints that there are must stay
             raise NoLongerFinite(
-                f"the loss or its gradient is no longer finite at step {step}, which is not saved: go on from an older "
-                "checkpoint with a lower learning_rate, or with bf16, not fp16"
+                f"the loss, its gradient or a weight is no longer finite at step {step}, which is not saved: go on "
+                "from an older checkpoint with a lower learning_rate, or with bf16, not fp16"
             )
         said = {
             "step": step,
@@ -248,7 +251,8 @@ def main(argv: list[str] | None = None) -> None:
                     )
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
                 journal.write(step, values, end)
-                accelerator.log(values | speed.values(accelerator.device), step)
+                with not_told(f"step {step}"):
+                    accelerator.log(values | speed.values(accelerator.device), step)
             if config.validation_steps and not sharded and (step == steps or step % config.validation_steps == 0):
                 if grids:
                     with averaged(ema, trained), accelerator.autocast():
@@ -272,7 +276,11 @@ def main(argv: list[str] | None = None) -> None:
                     value.data.lerp_(first, config.start_share)
             export(accelerator, pipeline, model, config, step, examples_done, time.monotonic() - started, journal)
         logger.info("done: %s", out / "pipeline")
-    accelerator.end_training()
+    # What talks to other processes goes before their group does: taken down by the interpreter, gloo may never end.
+    del model, optimizers
+    accelerator.free_memory()
+    with not_told("the end of the run"):
+        accelerator.end_training()
 
 
 def check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
@@ -282,6 +290,11 @@ def check_launch(config: TrainConfig, accelerator: Accelerator) -> None:
         raise ValueError(
             f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, accelerate was launched with "
             f"{accumulation}: give both the same"
+        )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", config.mixed_precision):
+        raise ValueError(
+            f"mixed_precision is {config.mixed_precision}, accelerate was launched with {launched}: give both the same"
         )
     if accelerator.distributed_type not in SHARDED:
         return
@@ -457,10 +470,11 @@ def validate(
         logger.warning("no validation grid at step %d: %s", step, error)
     measures = {f"validation/{name}": value for name, value in measures.items()}
     journal.write(step, measures, end=step % config.validation_steps != 0)
-    accelerator.log(measures, step)
-    for tracker in accelerator.trackers:
-        options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({"validation": np.asarray(grid)[None]}, step, **options)
+    with not_told(f"the validation at step {step}"):
+        accelerator.log(measures, step)
+        for tracker in accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": np.asarray(grid)[None]}, step, **options)
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
@@ -488,6 +502,7 @@ def settings_of_data(config: TrainConfig, examples: int, source: ExampleSource) 
     names = (
         *("seed", "tasks", "task_ratios", "resolution", "center_crop", "random_flip"),
         *("conditioning_dropout_prob", "noise_offset", "prediction_type", "rescale_betas_zero_snr", "optimizer"),
+        *("snr_gamma", "copied_stream_weight", "lora_alpha"),
         *("last_timestep_share", "default_steps_share", "late_painting", "reconstructed_share", "data", "palette"),
         *(("task_defaults",) if config.default_steps_share else ()),
     )
@@ -496,11 +511,16 @@ def settings_of_data(config: TrainConfig, examples: int, source: ExampleSource) 
 
 
 def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ValueError for another optimizer, which cannot go on from the state of the old."""
+    """Raises ValueError for another optimizer, which cannot go on from the state of the old, and another lora_alpha."""
     if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
         raise ValueError(
             f"optimizer is {now['optimizer']}, the checkpoint's is {before['optimizer']}: give that one, or another "
             "output_dir; pretrained_model_name_or_path takes the weights of a finished run"
+        )
+    if before.get("lora_alpha", now["lora_alpha"]) != now["lora_alpha"]:
+        raise ValueError(
+            f"lora_alpha is {now['lora_alpha']}, the checkpoint's is {before['lora_alpha']}: it would scale all that "
+            "was learnt; give that one, or another output_dir"
         )
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:

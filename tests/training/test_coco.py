@@ -206,6 +206,7 @@ def test_wrong_paths_end_with_one_line(instances, panoptic, tmp_path):
     [
         ("abc", "segmentation must be polygons or an RLE"),
         ([[1, 2, 3, 4, 5, 6, 7]], "odd number of coordinates"),
+        ([1, 2, 3, 4, 5, 6], r"polygons must be \[\[x, y, ...\], ...\], got \[1, 2, 3"),
         ({"size": [9, 8], "counts": [72]}, r"a mask has \[height, width\] \[9, 8\], the picture \[8, 9\]"),
         ({"size": [8, 9], "counts": [70]}, "the runs of a mask have 70 pixels, the picture 72"),
     ],

@@ -19,14 +19,14 @@ from training.protocols import (
     measure_synthesis,
     referred,
 )
-from training.questions import Model
+from training.questions import Model, Question
 from training.second_look import selected
 from unigs.checkpoints import bundled_model_dir
 from unigs.conditions import encode_pixels
 from unigs.entities import Entities
 from unigs.palette import LocationAwarePalette
 from unigs.pipeline import UniGSPipeline
-from unigs.tasks import DEFAULT_SETTINGS
+from unigs.tasks import DEFAULT_SETTINGS, Task
 
 SIZE = 64
 
@@ -164,6 +164,20 @@ def test_labels_come_back_to_the_annotated_size():
     assert 0.9 < measures["mIoU"] < 1
     model = Model(pipeline, short_side=80, max_side=133)
     assert model.size(192, 384) == (66, 133) and model.size(300, 200) == (120, 80) and model.size(40, 40) == (80, 80)
+
+
+def test_pictures_of_all_sizes_do_not_wait_for_each_other():
+    asked = []
+
+    def questions():
+        for number in range(40):
+            asked.append(number)
+            yield Question(number, np.zeros((8 + number, 9, 3), np.uint8), None)
+
+    answers = Model(Known(by_grey), batch_size=2).answer(Task.ENTITY, questions())
+    first = next(answers)
+    assert len(asked) == 8 and first.question.picture == 0
+    assert sorted(answer.question.picture for answer in [first, *answers]) == list(range(40))
 
 
 def test_noise_of_a_picture_does_not_depend_on_its_batch():

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import train_joint
 from training.checkpoints import checkpoints, read_state
 from training.config import load_config
+from training.export import _half
 from unigs.checkpoints import Kind, open_checkpoint
 from unigs.pipeline import UniGSPipeline
 
@@ -389,6 +390,39 @@ def test_other_batches_after_a_stop(from_inpainting, tmp_path, caplog):
     state = read_state(tmp_path / "checkpoint-000006")
     assert state["plan"]["next"] == state["examples"] == 3 * 4 + 3 * 8
     assert "resumed with another examples of an update" in caplog.text
+
+
+def test_epochs_are_counted_in_examples_whatever_makes_an_update(from_inpainting, tmp_path, monkeypatch):
+    real = train_joint.example_source
+
+    def of_ten(*args):
+        source = real(*args)
+        source.epoch_size = 10
+        return source
+
+    monkeypatch.setattr(train_joint, "example_source", of_ten)
+    settings = [*from_inpainting, "--output-dir", str(tmp_path), "--validation-steps", "0", "--num-train-epochs", "2"]
+    train_joint.main([*settings, "--max-train-steps", "3"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    place = settings.index("--max-train-steps")
+    train_joint.main([*settings[:place], *settings[place + 2 :], "--train-batch-size", "8"])
+    # 12 examples in three updates, and the 8 that are left in one.
+    last = read_state(max(tmp_path.glob("checkpoint-*")))
+    assert (last["step"], last["examples"]) == (4, 20)
+
+
+def test_lora_alpha_cannot_change_midway(from_inpainting, tmp_path):
+    settings = [*from_inpainting, "--output-dir", str(tmp_path), "--validation-steps", "0", "--rank", "2"]
+    train_joint.main([*settings, "--max-train-steps", "1"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match="lora_alpha is 64.*, the checkpoint's is None"):
+        train_joint.main([*settings, "--lora-alpha", "64"])
+
+
+def test_weights_that_are_too_large_for_half_precision_stay_whole():
+    large, small = torch.tensor([1.0, 70000.0]), torch.tensor([1.0, 2.0])
+    assert torch.equal(_half(large), large) and _half(small).dtype == torch.float16
+    assert _half(torch.tensor([3])).dtype == torch.int64
 
 
 def test_another_optimizer_cannot_go_on(run, settings, tmp_path):

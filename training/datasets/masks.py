@@ -90,8 +90,10 @@ def parse_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
     height, width = size
     rle: Any
     if isinstance(segmentation, list):
+        if not all(isinstance(polygon, list) for polygon in segmentation):
+            raise ValueError(f"polygons must be [[x, y, ...], ...], got {str(segmentation)[:60]}")
         # pycocotools would take a list of four numbers for a box
-        polygons = [polygon for polygon in segmentation if isinstance(polygon, list) and len(polygon) >= 6]
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         if any(len(polygon) % 2 for polygon in polygons):
             raise ValueError("a polygon has an odd number of coordinates: expected [x, y, x, y, ...]")
         if not polygons:
