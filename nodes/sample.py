@@ -180,7 +180,8 @@ class UniGSSampler(io.ComfyNode):
             if not latents[-1].isfinite().all():
                 raise ValueError(
                     f"sampler {sampler_name} with scheduler {scheduler} gave no finite numbers in {steps} step(s): "
-                    "some cannot do so few, set steps higher or choose another"
+                    "some cannot do so few, and some models overflow in half precision; set steps higher, or choose "
+                    "another sampler, scheduler or dtype"
                 )
 
         # 3. Back to pictures of the size that came in; what was held needs no way back.

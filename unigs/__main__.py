@@ -25,7 +25,7 @@ from .boxes import Box, parse_boxes, prompt_of
 from .checkpoints import PICKLES, Kind, bundled_model_dir, open_checkpoint
 from .coarse_mask import check_boxes, coarse_mask
 from .dichotomy import background_radius_of, decode_colormap, dichotomy
-from .entities import Entities
+from .entities import Entities, check_depth
 from .palette import LocationAwarePalette
 from .saving import save_entities, write_json
 from .splitting import Criterion
@@ -340,10 +340,7 @@ def _open(path: Path) -> Image.Image:
 def _read_picture(path: Path, ground: str = "white") -> Image.Image:
     """An RGB picture; where it is transparent, the ground shows."""
     picture = _open(path)
-    if picture.mode[0] in "IF":  # converted, all that is above 255 would become white
-        raise ValueError(
-            f"{str(path)!r} has one channel of more than 8 bits a pixel (mode {picture.mode}): save it with 8 bits"
-        )
+    check_depth(picture, repr(str(path)))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture)

@@ -335,7 +335,7 @@ def test_the_demo_says_when_the_examples_are_missing(tmp_path, monkeypatch, caps
         (["decode", "BROKEN"], "cannot be read as a picture: broken PNG file"),
         (["segment", "FOLDER"], "is a folder: name the pictures in it"),
         (["synthesize", "--prompt", "cat", "--masks", "FOLDER"], "is a folder: name the pictures in it"),
-        (["decode", "DEEP"], "more than 8 bits a pixel (mode I;16): save it with 8 bits"),
+        (["decode", "DEEP"], "more than 8 bits a pixel (mode I;16): bring it to 0-255 first"),
         (["decode", "PHOTO", "--criterion", "nearest"], "the criterion 'nearest' needs a palette"),
         (["decode", "PHOTO", "--delta", "0"], "delta must be a positive number"),
         (["decode", "PHOTO", "--min-area", "-1"], "must not be negative"),
