@@ -119,14 +119,14 @@ def stable_diffusion(server):
 @pytest.mark.parametrize(("kind", "seconds"), [("tiny VAE", 4), ("VAE of Stable Diffusion", 15)])
 def test_a_long_encode_is_cancelled_within_it(server, graph, picture, stable_diffusion, kind, seconds):
     """There is no progress to wait for; the whole encode would take far longer than the time it is given here."""
-    size, loaded = 1024, graph.loader()
+    size, batch, loaded = 1024, 24, graph.loader()
     if kind != "tiny VAE":
-        size, loaded = 512, graph.loader(stable_diffusion, "fp16")
+        size, batch, loaded = 512, 8, graph.loader(stable_diffusion, "fp16")
     small = graph.add("EmptyImage", width=64, height=64, batch_size=1, color=0)
     warm = graph.add("PreviewImage", images=graph.sampler("entity", image=small, steps=1, cfg=1.0, **loaded))
     server.client.run(graph.prompt)  # loading is not what is cancelled here
     del graph.prompt[warm[0]]
-    large = graph.add("EmptyImage", width=size, height=size, batch_size=8, color=0)
+    large = graph.add("EmptyImage", width=size, height=size, batch_size=batch, color=0)
     graph.add("PreviewImage", images=graph.sampler("entity", image=large, steps=1, **loaded))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(server.client.run, graph.prompt)
