@@ -116,7 +116,7 @@ def stable_diffusion(server):
 
 
 @pytest.mark.promise("cancel")
-@pytest.mark.parametrize(("kind", "seconds"), [("tiny VAE", 4), ("VAE of Stable Diffusion", 15)])
+@pytest.mark.parametrize(("kind", "seconds"), [("tiny VAE", 8), ("VAE of Stable Diffusion", 15)])
 def test_a_long_encode_is_cancelled_within_it(server, graph, picture, stable_diffusion, kind, seconds):
     """There is no progress to wait for; the whole encode would take far longer than the time it is given here."""
     size, batch, loaded = 1024, 24, graph.loader()
