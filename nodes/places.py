@@ -27,12 +27,9 @@ def find_checkpoints(roots: Mapping[str, Sequence[str | Path]]) -> dict[str, dic
         roots: kind -> its folders.
     """
     asked = repr(roots)
-    times, found = _last_look.get(asked, ({}, {}))
-    if not times or any(_changed_at(place) != time for place, time in times.items()):
-        times = {}
-        found = _look(roots, times)
-        _last_look[asked] = times, found
-    return found
+    if asked not in _last_look or any(_changed_at(place) != time for place, time in _last_look[asked][0].items()):
+        _last_look[asked] = _look(roots)
+    return _last_look[asked][1]
 
 
 # What `find_checkpoints` was asked -> when everything it looked at had changed, and what it found.
@@ -46,8 +43,9 @@ def _changed_at(place: str) -> int | None:
         return None
 
 
-def _look(roots: Mapping[str, Sequence[str | Path]], times: dict[str, int | None]) -> dict[str, dict[str, Path]]:
-    """`find_checkpoints`; adds when each place that decides had changed to `times`."""
+def _look(roots: Mapping[str, Sequence[str | Path]]) -> tuple[dict[str, int | None], dict[str, dict[str, Path]]]:
+    """When each place that decides had changed, and what `find_checkpoints` returns."""
+    times: dict[str, int | None] = {}
     found: dict[str, dict[str, Path]] = {kind: {} for kind in roots}
     for kind, folders in roots.items():
         for root in folders:
@@ -65,7 +63,7 @@ def _look(roots: Mapping[str, Sequence[str | Path]], times: dict[str, int | None
                 times |= {place: _changed_at(place) for place in (os.path.join(folder, name) for name in below)}
                 for place in places:
                     found[kind].setdefault(place.relative_to(root).as_posix(), place)
-    return found
+    return times, found
 
 
 def listed(found: Mapping[str, Mapping[str, Place]]) -> dict[str, Place]:

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .boxes import Box, parse_boxes, prompt_of
 from .checkpoints import PICKLES, Kind, bundled_model_dir, open_checkpoint
 from .coarse_mask import check_boxes, coarse_mask
 from .dichotomy import background_radius_of, decode_colormap, dichotomy
-from .entities import Entities, check_depth
+from .entities import Entities
 from .palette import LocationAwarePalette
+from .pictures import check_depth, upright
 from .saving import save_entities, write_json
 from .splitting import Criterion
 from .tasks import WITH_STUFF, Task
@@ -332,7 +333,8 @@ def _open(path: Path) -> Image.Image:
     _check_file(path)
     try:
         with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
+            picture.load()
+            return upright(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for a damaged PNG
         raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .pictures import check_depth
+
 
 @dataclass(eq=False)
 class Entities:
@@ -250,12 +252,6 @@ class Entities:
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
-
-
-def check_depth(picture: Image.Image, name: str = "the picture") -> None:
-    """Raises ValueError for more than 8 bits a channel: converted, all that is above 255 would become white."""
-    if picture.mode[0] in "IF":
-        raise ValueError(f"{name} has more than 8 bits a pixel (mode {picture.mode}): bring it to 0-255 first")
 
 
 def display_colors(count: int) -> np.ndarray:

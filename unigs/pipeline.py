@@ -35,8 +35,9 @@ from .conditions import (
     vote,
 )
 from .dichotomy import decode_colormaps
-from .entities import Entities, check_depth
+from .entities import Entities
 from .palette import LocationAwarePalette
+from .pictures import check_depth
 from .tasks import DEFAULT_SETTINGS, Task
 
 logger = logging.getLogger(__name__)

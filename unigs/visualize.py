@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .dichotomy import Cluster, Dichotomy, check_picture, dichotomy
-from .entities import Entities, check_depth, display_colors
+from .entities import Entities, display_colors
+from .pictures import check_depth
 
 INK, PAPER, GRAY = (24, 24, 28), (250, 250, 248), (110, 110, 114)
 RED, GREEN, PALE_GREEN = (214, 24, 24), (0, 140, 70), (176, 216, 190)

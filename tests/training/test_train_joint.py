@@ -411,6 +411,12 @@ def test_epochs_are_counted_in_examples_whatever_makes_an_update(from_inpainting
     assert (last["step"], last["examples"]) == (4, 20)
 
 
+def test_another_precision_than_the_launcher_s_is_told(from_inpainting, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch` hands it on
+    with pytest.raises(SystemExit, match="mixed_precision is no, accelerate was launched with bf16: give both the"):
+        train_joint.main([*from_inpainting, "--output-dir", str(tmp_path)])
+
+
 def test_lora_alpha_cannot_change_midway(from_inpainting, tmp_path):
     settings = [*from_inpainting, "--output-dir", str(tmp_path), "--validation-steps", "0", "--rank", "2"]
     train_joint.main([*settings, "--max-train-steps", "1"])

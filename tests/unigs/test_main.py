@@ -104,6 +104,16 @@ def test_files_that_are_not_ours_stay(tmp_path, masks):
         assert mine[0].read_text() == mine[3].read_text() == "mine"
 
 
+def test_damage_in_exif_beside_the_orientation_does_not_matter(tmp_path, masks):
+    colormap = LocationAwarePalette().encode(masks)
+    turned, resolution = struct.pack("<HHI4s", 0x0112, 3, 1, b"\x03"), struct.pack("<HHI4s", 0x011A, 2, 4, b"abc")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + turned + resolution + bytes(4)
+    Image.fromarray(colormap).save(tmp_path / "map.png", exif=exif)
+    assert main(["decode", str(tmp_path / "map.png"), "--out", str(tmp_path / "out")]) == 0
+    found = np.asarray(Image.open(tmp_path / "out" / "map" / "mask_002.png")) > 0
+    assert np.array_equal(found, masks[1][::-1, ::-1])
+
+
 def test_names_that_the_console_cannot_print(tmp_path, masks):
     names = ["ñ写.png", "b.png"]
     for name in names:

@@ -10,6 +10,8 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from unigs import pictures
+
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -17,17 +19,6 @@ Result = TypeVar("Result")
 MAX_BAD_SHARE = 0.01
 FEW_BAD = 10  # so many may always be bad: of the first hundred pictures a single one would be too many already
 
-EXIF_ORIENTATION = 0x0112
-# How each orientation but 1 is turned upright.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # What Pillow raises for damaged files; the second line is what no plugin should, and some do.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
@@ -108,7 +99,7 @@ def read_size(path: Path, rotation: int = 0) -> tuple[int, int]:
     """(H, W) of the upright picture in `path`, from its header. Raises BadPicture if it is missing or no picture."""
 
     def size(image: Image.Image) -> tuple[int, int]:
-        on_its_side = rotation in (90, 270) if rotation else _orientation(image) >= 5
+        on_its_side = rotation in (90, 270) if rotation else pictures.orientation_of(image) >= 5
         return image.size if on_its_side else (image.height, image.width)
 
     return _read(path, size)
@@ -126,14 +117,7 @@ def upright(image: Image.Image, rotation: int = 0) -> Image.Image:
     """
     if rotation:
         return image.transpose(COUNTERCLOCKWISE[rotation])
-    orientation = _orientation(image)
-    return image if orientation == 1 else image.transpose(TURNS[orientation])
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 to 8; what is none of them, or of another type, counts as 1, upright."""
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    return orientation if isinstance(orientation, int) and orientation in TURNS else 1
+    return pictures.upright(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
