@@ -67,7 +67,7 @@ class Entities:
         if largest <= labels.size:
             number = np.arange(1, largest + 1)
         else:  # identifiers, most of which are not there
-            present, index = np.unique(np.append(labels, 0), return_inverse=True)
+            present, index = np.unique(np.append(labels, labels.dtype.type(0)), return_inverse=True)
             number, labels = present[1:], index[:-1].reshape(labels.shape)
         colors = np.zeros((len(number), 3), np.uint8) if colors is None else np.asarray(colors)[number - 1]
         scores = np.ones(len(number), np.float32) if scores is None else np.asarray(scores, np.float32)[number - 1]

@@ -102,6 +102,7 @@ def test_identifiers_take_no_memory_of_their_size():
     entities = Entities.from_labels(labels, colors, scores)
     assert entities.colors[:, 0].tolist() == [1, 2, 3]
     np.testing.assert_allclose(entities.scores, scores[[899, 6, 2]], rtol=1e-6)
+    assert Entities.from_labels(labels.astype(np.uint64), colors).colors[:, 0].tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="labels go up to 900, but there are 899 colours"):
         Entities.from_labels(labels, colors[:899])
 
